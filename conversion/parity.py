@@ -1,0 +1,157 @@
+"""The proofs that a conversion runs on what it wrote, before it says that it is done."""
+
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import nn
+from transformers import CLIPTextConfig
+
+from conversion.positions import ARITHMETICS
+from conversion.tensors import ConversionError, StoredTensor
+from modeling_longclip.compat import text_transformer
+
+_CHUNK = 8 * 2**20  # bytes compared at a time
+
+
+class ProofError(ConversionError):
+    """What was written is not what was meant: a fault of this project or of the disk, never of the user."""
+
+
+def prove_same_tensors(
+    written: Mapping[str, StoredTensor],
+    source: Mapping[str, StoredTensor],
+    dtype: torch.dtype | None = None,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> str:
+    """Every tensor of `source` stands in `written` under its name with the same bits (those of `source` as `dtype`).
+
+    Returns:
+        The proof in words.
+
+    Raises:
+        ProofError: naming the tensors that differ.
+    """
+
+    def differs(name: str) -> str | None:
+        ours, theirs = written[name], source[name]
+        if ours.mapped is None and theirs.mapped is None and ours.dtype == theirs.dtype:
+            same = _same_bytes(ours, theirs)
+        else:
+            same = torch.equal(_bits(ours.load()), _bits(theirs.load().to(ours.dtype)))
+        on_bytes(ours.nbytes)
+        return None if same else name
+
+    with ThreadPoolExecutor(2) as pool:  # reading and comparing release the interpreter's lock
+        different = [name for name in pool.map(differs, source) if name is not None]
+    if different:
+        raise ProofError(f"{len(different)} tensors differ from the source after writing: {', '.join(different[:10])}.")
+    how = "bit-identical" if dtype is None else f"bit-identical to the source as {str(dtype).removeprefix('torch.')}"
+    return f"{len(source)} tensors, {sum(tensor.nbytes for tensor in source.values()) / 1e6:,.1f} MB, {how}"
+
+
+def prove_kept_rows(written: torch.Tensor, source: torch.Tensor, keep: int) -> str:
+    """The first `keep` rows of the `written` table are the `source` table's, bit by bit.
+
+    Raises:
+        ProofError: if a row differs.
+    """
+    if not torch.equal(_bits(written[:keep]), _bits(source[:keep])):
+        raise ProofError(f"One of the {keep} rows to keep differs from the source.")
+    return f"rows 0 ... {keep - 1} bit-identical" if keep else "no row is kept"
+
+
+def prove_formula(written: torch.Tensor, source: torch.Tensor, keep: int, ratio: int, arithmetic: str) -> str:
+    """The stretched rows are those of the paper's eq. 2, evaluated here row by row in float64.
+
+    Raises:
+        ProofError: if a row is further off than the rounding of `arithmetic` and of the table's dtype explains.
+    """
+    old = source.double()
+    worst = 0.0
+    for position in range(keep, written.shape[0]):
+        i, j = divmod(position - keep, ratio)
+        i += keep
+        step = old[i + 1] - old[i] if i + 1 < old.shape[0] else old[i] - old[i - 1]
+        worst = max(worst, (written[position].double() - (old[i] + j / ratio * step)).abs().max().item())
+    coarsest = max(torch.finfo(written.dtype).eps, torch.finfo(ARITHMETICS[arithmetic]).eps)
+    allowed = 4 * coarsest * old.abs().max().item()
+    if not worst <= allowed:
+        raise ProofError(f"The stretched rows differ from eq. 2 by {worst:.2e}, and rounding explains {allowed:.2e}.")
+    return f"{written.shape[0] - keep} rows within {worst:.1e} of eq. 2 in float64 (rounding explains {allowed:.1e})"
+
+
+def prove_short_features(
+    tensors: Mapping[str, StoredTensor],
+    before: tuple[torch.Tensor, CLIPTextConfig],
+    after: tuple[torch.Tensor, CLIPTextConfig],
+    keep: int,
+) -> str:
+    """Texts of up to `keep` tokens have the features that they had, to the last bit.
+
+    Both are computed by CLIP's stock text transformer, with the table of positions and the configuration of each.
+
+    Args:
+        tensors: a text tower; `prove_same_tensors` says that all but the table are the same before and after.
+        before: the table, of shape `(rows, hidden_size)`, and configuration of the source.
+        after: those that were written.
+        keep: leading rows that stayed.
+
+    Raises:
+        ProofError: if a feature differs.
+    """
+    if keep < 3:
+        return f"not claimed: keep {keep} leaves no text (BOS, a token, EOT) on kept rows only"
+    lengths = sorted({max(3, math.ceil(keep * part)) for part in (0.1, 0.4, 0.7, 1.0)})
+    eos_token_id = after[1].eos_token_id
+    generator = torch.Generator().manual_seed(0)
+    # Below EOT: old configurations pool at the highest id.
+    input_ids = torch.randint(0, max(eos_token_id, 1), (len(lengths), keep), generator=generator)
+    for row, length in enumerate(lengths):
+        input_ids[row, length - 1 :] = eos_token_id
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    prefix = "text_model."
+    loaded = {
+        name: tensor.load().to(dtype)
+        for name, tensor in tensors.items()
+        if name.startswith((prefix, "text_projection."))
+    }
+    projection = loaded.pop("text_projection.weight", None)
+
+    def features(table: torch.Tensor, config: CLIPTextConfig) -> torch.Tensor:
+        with torch.device("meta"):
+            model = text_transformer(config).eval()
+        state_dict = {name.removeprefix(prefix): tensor for name, tensor in loaded.items()}
+        state_dict["embeddings.position_embedding.weight"] = table.to(dtype)
+        model.load_state_dict(state_dict, assign=True)
+        model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
+        with torch.inference_mode():
+            pooled = model(input_ids=input_ids).pooler_output
+            return pooled if projection is None else nn.functional.linear(pooled, projection)
+
+    old, new = features(*before).double(), features(*after).double()
+    difference = (old - new).abs().max().item()
+    if not difference == 0.0:
+        raise ProofError(f"The features of texts of {lengths} tokens changed by up to {difference:.2e}.")
+    counts = ", ".join(map(str, lengths))
+    return f"texts of {counts} tokens: largest change {difference:.1f} (mean norm {old.norm(dim=-1).mean():.2f})"
+
+
+def _same_bytes(first: StoredTensor, second: StoredTensor) -> bool:
+    if first.nbytes != second.nbytes:
+        return False
+    with first.file.open("rb", buffering=0) as one, second.file.open("rb", buffering=0) as other:
+        one.seek(first.offset)
+        other.seek(second.offset)
+        for start in range(0, first.nbytes, _CHUNK):
+            count = min(_CHUNK, first.nbytes - start)
+            ours = one.read(count)
+            if len(ours) != count or ours != other.read(count):
+                return False
+    return True
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)

@@ -1,0 +1,331 @@
+"""Stretches any CLIP checkpoint to 248 text positions and writes a folder that every tool loads.
+
+    python conversion/stretch.py openai/clip-vit-base-patch16
+    python conversion/stretch.py path/to/clip --output long-clip --arithmetic float16
+    python conversion/stretch.py openai/clip-vit-large-patch14 --keep 30 --ratio 8 --length 400
+    python conversion/stretch.py openai/clip-vit-base-patch16 --method linear      # 231 rows, the paper's baseline
+
+The output is proven before the command ends: kept rows and all other tensors bit-identical, stretched rows against the
+paper's formula, features of short texts unchanged. A stretched model reads 248 tokens; it has yet to be fine-tuned on
+long captions to understand them.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modeling_longclip.configuration_longclip import AUTO_MAP, CLIP_LENGTH, KEEP, LENGTH, RATIO
+
+if TYPE_CHECKING:
+    from conversion.checkpoint import Checkpoint
+
+LINEAR_RATIO = 3  # the paper's direct fine-tuning baseline: every row becomes three, 77 -> 231
+METHODS = ("knowledge-preserving", "linear")
+
+
+@dataclass(frozen=True)
+class StretchReport:
+    """What a stretch did: where, how long, how many bytes, and what was proven about it."""
+
+    source: str
+    output: Path
+    rows: int
+    length: int
+    keep: int
+    ratio: int
+    method: str
+    arithmetic: str
+    dtype: str
+    nbytes: int
+    proofs: dict[str, str]
+    dropped: list[str]
+    seconds: dict[str, float]
+
+
+def stretch(
+    source: str,
+    output: Path | str,
+    *,
+    length: int | None = None,
+    keep: int | None = None,
+    ratio: int | None = None,
+    method: str = "knowledge-preserving",
+    arithmetic: str = "float32",
+    dtype: str | None = None,
+    revision: str | None = None,
+    processor: str | None = None,
+    overwrite: bool = False,
+    progress: Any = None,
+) -> StretchReport:
+    """Writes the checkpoint `source` with a stretched table of text positions to the folder `output` (paper 3.2).
+
+    Args:
+        source: a Hub id or folder holding a CLIPModel, CLIPTextModel or CLIPTextModelWithProjection.
+        output: the new folder. It appears at the end, whole, or not at all.
+        length: positions of the new table; by default all that `keep` and `ratio` make (248).
+        keep: leading rows that stay (20, or 0 for `linear`).
+        ratio: how many rows each later row becomes (4, or 3 for `linear`).
+        method: `"knowledge-preserving"` (eq. 2) or `"linear"` (eq. 1: no row is kept).
+        arithmetic: `"float32"`, or `"float16"` to reproduce the released tables bit for bit.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"` for all tensors; by default each keeps its own.
+        revision: branch, tag or commit of a Hub id.
+        processor: folder or Hub id of the tokenizer and image settings, where `source` has none.
+        overwrite: replace an existing `output`.
+        progress: a `rich.progress.Progress` to report to.
+
+    Raises:
+        ConversionError: for whatever a user can mend; nothing is left behind.
+        ProofError: if what was written is not what was meant; nothing is left behind.
+    """
+    import torch
+
+    from conversion import folder, parity
+    from conversion.checkpoint import POSITION_TABLE, find_folder, long_config, read_checkpoint
+    from conversion.positions import stretch_positions
+    from conversion.tensors import ConversionError, read_safetensors, write_safetensors
+
+    if method not in METHODS:
+        raise ConversionError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    if method == "linear" and keep:
+        raise ConversionError(f"The linear method keeps no row, got --keep {keep}. Leave it out, or use the other method.")
+    keep = (0 if method == "linear" else KEEP) if keep is None else keep
+    ratio = (LINEAR_RATIO if method == "linear" else RATIO) if ratio is None else ratio
+
+    began = time.perf_counter()
+    checkpoint = read_checkpoint(source, revision)
+    processor_folder = checkpoint.folder if processor is None else find_folder(processor, weights=False)
+    old_table = checkpoint.tensors[POSITION_TABLE].load()
+    rows = old_table.shape[0]
+    if rows > CLIP_LENGTH:
+        raise ConversionError(
+            f"{source} has {rows} positions already; CLIP has {CLIP_LENGTH}. Stretch the CLIP it came from instead."
+        )
+    target = None if dtype is None else getattr(torch, dtype)
+    old_table = old_table.to(target or old_table.dtype)
+    try:
+        new_table = stretch_positions(old_table, keep, ratio, length, arithmetic)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+    length = new_table.shape[0]
+    seconds = {"read": time.perf_counter() - began}
+
+    report_bytes, finish = _reporter(progress, "Copying", checkpoint.nbytes)
+    with folder.new_folder(Path(output), checkpoint.nbytes + new_table.nbytes + 20_000_000, overwrite) as work:
+        began = time.perf_counter()
+        eos_token_id = folder.write_tokenizer(work, processor_folder, processor or source, length)
+        if checkpoint.has_image_tower:
+            folder.write_image_processor(work, processor_folder, processor or source)
+        config = long_config(
+            checkpoint,
+            max_position_embeddings=length,
+            keep=keep,
+            ratio=ratio,
+            stretch_method=method,
+            stretch_arithmetic=arithmetic,
+            eos_token_id=eos_token_id,  # old configurations say 2, for which CLIP pools at the highest id
+        )
+        weights = work / "model.safetensors"
+        config.dtype = str(target or old_table.dtype).removeprefix("torch.")
+        long_class = checkpoint.model_class.__name__
+        auto_map = dict(AUTO_MAP)
+        if not checkpoint.has_image_tower:
+            auto_map = {
+                "AutoConfig": "configuration_longclip.LongCLIPTextConfig",
+                "AutoModel": f"modeling_longclip.{long_class}",
+            }
+        folder.write_config(work, config, long_class.removeprefix("Long"), auto_map)
+        folder.write_code(work)
+        write_safetensors(weights, {**checkpoint.tensors, POSITION_TABLE: new_table}, target, report_bytes)
+        finish()
+        seconds["write"] = time.perf_counter() - began
+
+        began = time.perf_counter()
+        report_bytes, finish = _reporter(progress, "Proving", checkpoint.nbytes)
+        written = read_safetensors(weights)
+        table = written[POSITION_TABLE].load()
+        others = {name: tensor for name, tensor in checkpoint.tensors.items() if name != POSITION_TABLE}
+        written_config = type(config).from_pretrained(work)
+        proofs = {
+            "kept rows": parity.prove_kept_rows(table, old_table, keep),
+            "stretched rows": parity.prove_formula(table, old_table, keep, ratio, arithmetic),
+            "other tensors": parity.prove_same_tensors(written, others, target, report_bytes),
+            "short texts": parity.prove_short_features(
+                written,
+                before=(old_table, checkpoint.text_config),
+                after=(table, getattr(written_config, "text_config", written_config)),
+                keep=keep,
+            ),
+        }
+        finish()
+        _write_card(work, checkpoint, config, proofs, long_class)
+        seconds["prove"] = time.perf_counter() - began
+        nbytes = sum(file.stat().st_size for file in work.iterdir())
+    return StretchReport(
+        source, Path(output), rows, length, keep, ratio, method, arithmetic,
+        config.dtype if isinstance(config.dtype, str) else str(config.dtype).removeprefix("torch."),
+        nbytes, proofs, checkpoint.dropped, seconds,
+    )  # fmt: skip
+
+
+def _write_card(work: Path, checkpoint: "Checkpoint", config: Any, proofs: dict[str, str], long_class: str) -> None:
+    from huggingface_hub import ModelCardData
+
+    from conversion.folder import write_card
+
+    text = getattr(config, "text_config", config)
+    from_hub = not Path(checkpoint.source).expanduser().exists()
+    data = ModelCardData(
+        base_model=checkpoint.source if from_hub else None,
+        library_name="transformers",
+        license=checkpoint.license(),
+        pipeline_tag="zero-shot-image-classification" if checkpoint.has_image_tower else "feature-extraction",
+        tags=["clip", "long-clip"],
+    )
+    write_card(
+        work,
+        data,
+        source=checkpoint.source if from_hub else Path(checkpoint.source).expanduser().resolve().name,
+        long_class=long_class,
+        has_image_tower=checkpoint.has_image_tower,
+        rows=checkpoint.text_config.max_position_embeddings,
+        length=text.max_position_embeddings,
+        keep=text.keep,
+        ratio=text.ratio,
+        method=text.stretch_method,
+        arithmetic=text.stretch_arithmetic,
+        proofs=proofs,
+    )
+
+
+def _reporter(progress: Any, what: str, total: int) -> tuple[Any, Any]:
+    """Two functions: one takes a number of bytes done, the other says that all is done."""
+    if progress is None:
+        return (lambda count: None), (lambda: None)
+    task = progress.add_task(what, total=total)
+    return (lambda count: progress.update(task, advance=count)), (lambda: progress.update(task, completed=total))
+
+
+def push(folder: Path, repo_id: str, private: bool) -> str:
+    """Uploads `folder` to the Hub in one commit and returns its address.
+
+    Raises:
+        ConversionError: if the Hub refuses; the folder stays.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    from conversion.tensors import ConversionError
+
+    try:
+        api = HfApi()
+        repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Stretched to Long-CLIP")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(
+            f"{repo_id} was not pushed: {reason} The checkpoint itself is complete in {folder}. Log in with "
+            "`hf auth login` (a token that may write) and push it again."
+        ) from error
+    return str(repo)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="longclip-stretch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="Hub id or folder of a CLIPModel, CLIPTextModel or CLIPTextModelWithProjection")
+    parser.add_argument("--output", type=Path, help="the new folder (default: long-NAME here)")
+    parser.add_argument(
+        "--length", type=int, help=f"positions of the new table (default: all that keep and ratio make, {LENGTH})"
+    )
+    parser.add_argument("--keep", type=int, help=f"leading rows that stay (default: {KEEP}; linear: 0)")
+    parser.add_argument("--ratio", type=int, help=f"rows that each later row becomes (default: {RATIO}; linear: {LINEAR_RATIO})")
+    parser.add_argument(
+        "--method", choices=METHODS, default=METHODS[0], help="how the table grows: paper eq. 2, or eq. 1 for all rows"
+    )
+    parser.add_argument(
+        "--arithmetic", choices=("float32", "float16"), default="float32",
+        help="float16 reproduces the released tables bit for bit (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="cast all tensors (default: each keeps its own)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--processor", help="Hub id or folder of tokenizer and image settings, if the source has none")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="then upload it there in one commit (NAME or USER/NAME)")
+    parser.add_argument("--private", action="store_true", help="make a new Hub repository private")
+    return parser
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
+    options = _parser().parse_args(args)
+    # So that a terminated command cleans up like an interrupted one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+    from conversion.tensors import ConversionError
+
+    console, errors = Console(), Console(stderr=True)
+    output = options.output or Path(f"long-{Path(options.source).expanduser().resolve().name}")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    try:
+        if options.private and not options.push_to_hub:
+            raise ConversionError("--private is for --push-to-hub REPO, which is missing.")
+        with Progress(*columns, console=errors, transient=True) as progress:
+            report = stretch(
+                options.source, output, length=options.length, keep=options.keep, ratio=options.ratio,
+                method=options.method, arithmetic=options.arithmetic, dtype=options.dtype, revision=options.revision,
+                processor=options.processor, overwrite=options.overwrite, progress=progress,
+            )  # fmt: skip
+        _print_report(console, report)
+        if options.push_to_hub:
+            console.print(f"Pushed to {push(output, options.push_to_hub, options.private)}")
+    except ConversionError as error:
+        errors.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
+        return 2
+    return 0
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _print_report(console: Any, report: StretchReport) -> None:
+    from rich.table import Table
+
+    proofs = Table("proof", "result", title="Proven on the written files", title_justify="left")
+    for claim, result in report.proofs.items():
+        proofs.add_row(claim, result)
+    console.print(proofs)
+    for name in report.dropped:
+        console.print(f"Not carried over: {name}, an index that CLIP makes itself.")
+    summary = Table(show_header=False, title="Long-CLIP checkpoint", title_justify="left")
+    summary.add_row("source", report.source)
+    summary.add_row("output", str(report.output))
+    summary.add_row("positions", f"{report.rows} -> {report.length}")
+    summary.add_row("method", f"{report.method}, keep {report.keep}, ratio {report.ratio}, {report.arithmetic} arithmetic")
+    summary.add_row("size", f"{report.nbytes / 1e6:,.1f} MB, {report.dtype}")
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in report.seconds.items())
+    summary.add_row("seconds", f"{sum(report.seconds.values()):.2f} ({parts})")
+    console.print(summary)
+    quoted = shlex.quote(str(report.output))
+    console.print(
+        f"Load it: AutoModel.from_pretrained({str(report.output)!r}, trust_remote_code=True), or with plain CLIPModel.\n"
+        f"It reads {report.length} tokens; fine-tune it on long captions to make it understand them. Files: ls {quoted}",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

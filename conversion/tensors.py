@@ -1,0 +1,215 @@
+"""Tensors where they lie on disk, and a safetensors file made of them without loading what does not change.
+
+The safetensors library writes a file from tensors in memory; copying ranges of bytes from file to file costs what `cp`
+costs, whatever the size of the model. Reading goes through the library, which validates the header.
+"""
+
+import errno
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+# The names of the safetensors format for what CLIP checkpoints hold.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CHUNK = 32 * 2**20  # bytes copied between two reports of progress
+# Two file systems, or one that does not copy in the kernel.
+_CANNOT_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+
+
+class ConversionError(Exception):
+    """What a user can mend: one message with the values and the remedy. Commands print it and exit with 2."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor on disk: `file`'s bytes from `offset` on, or (`.bin`) a tensor mapped into memory from the file."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int = 0
+    mapped: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def load(self) -> torch.Tensor:
+        """The tensor: read into memory, or as it is mapped from a `.bin` file."""
+        if self.mapped is not None:
+            return self.mapped
+        # Read, not mapped: a fault for every page of a large file costs more than copying it, and counts as memory too.
+        flat = np.empty(self.nbytes, dtype=np.uint8)  # numpy asks for huge pages, torch does not
+        with self.file.open("rb", buffering=0) as stream:
+            stream.seek(self.offset)
+            buffer, done = memoryview(flat), 0
+            while done < self.nbytes:
+                count = stream.readinto(buffer[done:])
+                if not count:
+                    raise ConversionError(f"{self.file} became shorter while it was read: {self.name} is incomplete.")
+                done += count
+        return torch.from_numpy(flat).view(self.dtype).view(self.shape)
+
+
+def read_safetensors(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a `.safetensors` file, in its order.
+
+    Raises:
+        ConversionError: if the file is corrupt, cut short, or holds a dtype that no CLIP has.
+    """
+    try:
+        with safe_open(file, framework="pt"):
+            pass  # the library checks the header against the file's length
+    except SafetensorError as error:
+        raise ConversionError(
+            f"{file} is corrupt or was cut short ({error}). Its size is {file.stat().st_size} bytes: download it again."
+        ) from error
+    with file.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(header_size))
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in DTYPES:
+            raise ConversionError(f"{file}: tensor {name} is {entry['dtype']}; a CLIP is one of {', '.join(DTYPES)}.")
+        offset = 8 + header_size + entry["data_offsets"][0]
+        tensors[name] = StoredTensor(file, name, tuple(entry["shape"]), DTYPES[entry["dtype"]], offset)
+    return tensors
+
+
+def read_torch(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a `.bin` file: a plain state dict, read with `weights_only=True` so that no code in it runs.
+
+    Raises:
+        ConversionError: if the file is no plain state dict of tensors, is corrupt, or would run code.
+    """
+    try:
+        try:
+            state_dict = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # The format before torch 1.6 cannot be mapped.
+            state_dict = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(
+            f"{file} is no plain state dict, or is corrupt: {reason} Nothing in it was executed. Download it again, or "
+            "use a safetensors version of the checkpoint."
+        ) from error
+    if not isinstance(state_dict, Mapping) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise ConversionError(f"{file} is no plain state dict (name -> tensor), but a {type(state_dict).__name__}.")
+    for name, tensor in state_dict.items():
+        if tensor.dtype not in DTYPE_NAMES:
+            raise ConversionError(f"{file}: tensor {name} is {tensor.dtype}; a CLIP is one of {', '.join(DTYPES)}.")
+    return {
+        name: StoredTensor(file, name, tuple(tensor.shape), tensor.dtype, mapped=tensor)
+        for name, tensor in state_dict.items()
+    }
+
+
+def write_safetensors(
+    file: Path,
+    tensors: Mapping[str, StoredTensor | torch.Tensor],
+    dtype: torch.dtype | None = None,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Writes `tensors` in their order: bytes of safetensors files are copied by the kernel, the rest one by one.
+
+    Args:
+        file: the new file.
+        tensors: name to tensor, stored or in memory.
+        dtype: cast floating-point tensors to it; by default each keeps its own.
+        on_bytes: called with every number of bytes written.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        target = _target_dtype(tensor.dtype, dtype)
+        start, end = end, end + math.prod(tensor.shape) * target.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[target], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with file.open("xb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        stream.flush()
+        for piece in _pieces(tensors, dtype):
+            if isinstance(piece, torch.Tensor):
+                stream.write(_bytes(piece))
+                stream.flush()
+                on_bytes(piece.nbytes)
+            else:
+                _copy_range(*piece, stream, on_bytes)
+
+
+def _pieces(
+    tensors: Mapping[str, StoredTensor | torch.Tensor], dtype: torch.dtype | None
+) -> Iterator[torch.Tensor | tuple[Path, int, int]]:
+    """What to write: tensors, and `(file, offset, count)` for neighbours in a file that are copied as they are."""
+    run: tuple[Path, int, int] | None = None
+    for tensor in tensors.values():
+        target = _target_dtype(tensor.dtype, dtype)
+        if isinstance(tensor, StoredTensor) and tensor.mapped is None and tensor.dtype == target:
+            if run is not None and run[0] == tensor.file and run[1] + run[2] == tensor.offset:
+                run = (run[0], run[1], run[2] + tensor.nbytes)
+                continue
+            if run is not None:
+                yield run
+            run = (tensor.file, tensor.offset, tensor.nbytes)
+            continue
+        if run is not None:
+            yield run
+            run = None
+        yield (tensor.load() if isinstance(tensor, StoredTensor) else tensor).to(target)
+    if run is not None:
+        yield run
+
+
+def _copy_range(source: Path, offset: int, count: int, stream: BinaryIO, on_bytes: Callable[[int], None]) -> None:
+    in_kernel = hasattr(os, "copy_file_range")
+    with source.open("rb") as origin:
+        while count:
+            if in_kernel:
+                try:
+                    copied = os.copy_file_range(origin.fileno(), stream.fileno(), min(count, CHUNK), offset_src=offset)
+                except OSError as error:
+                    if error.errno not in _CANNOT_IN_KERNEL:
+                        raise
+                    in_kernel = False
+                    continue
+            else:
+                origin.seek(offset)
+                copied = stream.write(origin.read(min(count, CHUNK)))
+                stream.flush()
+            if not copied:
+                raise ConversionError(f"{source} became shorter while it was read: {count} bytes are missing.")
+            offset, count = offset + copied, count - copied
+            on_bytes(copied)
+
+
+def _target_dtype(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    return wanted if wanted is not None and own.is_floating_point else own
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())

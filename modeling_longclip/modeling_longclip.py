@@ -1,0 +1,147 @@
+"""Long-CLIP's model classes: CLIP's own, with 248 text positions and errors where CLIP is silent.
+
+The state-dict keys are CLIP's (`text_model.embeddings.position_embedding.weight`, ...) on every supported version, so
+stock `CLIPModel` and `CLIPTextModel` load the same checkpoints. The stretching that makes them is a conversion's work
+(`conversion/positions.py`), and holding the first rows fixed is a trainer's; neither is code of the model.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPModel, CLIPPreTrainedModel, CLIPTextModel, CLIPTextModelWithProjection
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .compat import misfits, text_transformer
+from .configuration_longclip import LongCLIPConfig, LongCLIPTextConfig
+
+# `eos_token_id` of configurations older than 2023, for which CLIP pools at the highest id instead.
+_LEGACY_EOS_TOKEN_ID = 2
+
+
+class _LongCLIPPreTrainedModel(CLIPPreTrainedModel):
+    """What the three classes share: strict loading, and the check of text before it is encoded."""
+
+    @classmethod
+    def from_pretrained(
+        cls, *args: Any, ignore_mismatched_sizes: bool = False, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """Loads a checkpoint folder or Hub id; see [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: if the checkpoint lacks a tensor of the model, or has the positional table (or, without
+                `ignore_mismatched_sizes`, any tensor) in another shape. transformers would draw them at random.
+        """
+        model, info = super().from_pretrained(*args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs)
+        source = str(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+        misfitting = misfits(info)
+        tables = [name for name in misfitting if "text_model.embeddings.position_embedding" in f"text_model.{name}"]
+        if tables:
+            positions = getattr(model.config, "text_config", model.config).max_position_embeddings
+            raise ValueError(
+                f"{source}: the positional table {tables[0]} does not have the {positions} rows that its configuration "
+                "names. A CLIP checkpoint has 77 and is stretched first: "
+                f"python conversion/stretch.py {source} --output DIR"
+            )
+        if misfitting and not ignore_mismatched_sizes:
+            raise ValueError(f"{source}: these tensors have another shape than the configuration asks for: {misfitting}")
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{source}: no {cls.__name__}, these tensors are missing: {missing}")
+        return (model, info) if output_loading_info else model
+
+
+def _check_text(text_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Runs before the text transformer (a forward pre-hook) and refuses what it would misread.
+
+    Raises:
+        ValueError: if `input_ids` of shape `(batch_size, sequence_length)` is longer than the positional table, or a
+            row has no EOT token: CLIP pools at the first EOT, and without one silently at position 0.
+    """
+    input_ids = args[0] if args else kwargs.get("input_ids")
+    if input_ids is None:
+        return  # CLIP's own error says it
+    positions = text_model.embeddings.position_embedding.num_embeddings
+    if input_ids.shape[-1] > positions:
+        raise ValueError(
+            f"The text has {input_ids.shape[-1]} tokens and the model {positions} positions. Tokenize with "
+            f"truncation=True, max_length={positions}, or stretch the checkpoint to a longer table."
+        )
+    eos_token_id = text_model.eos_token_id
+    if eos_token_id == _LEGACY_EOS_TOKEN_ID or input_ids.is_meta or torch.jit.is_tracing():
+        return
+    has_eot = (input_ids == eos_token_id).any(dim=-1)
+    if torch.compiler.is_compiling():
+        if not torch.compiler.is_exporting():
+            # Compiled into an assertion in the graph; a Python branch on the value would break the graph.
+            assert has_eot.all(), "A row of input_ids has no EOT token, and CLIP would pool its position 0."
+    elif not has_eot.all():
+        rows = (~has_eot.flatten()).nonzero().flatten().tolist()
+        raise ValueError(
+            f"{len(rows)} of {has_eot.numel()} texts have no EOT token (id {eos_token_id}), rows {rows[:10]}"
+            f"{' ...' if len(rows) > 10 else ''}: CLIP pools at the first EOT. Tokenize with CLIP's tokenizer, which "
+            "appends it, and cut with truncation=True, which keeps it."
+        )
+
+
+class LongCLIPTextModel(_LongCLIPPreTrainedModel, CLIPTextModel):
+    """The text tower: per-token states of shape `(batch_size, sequence_length, hidden_size)`, and their EOT state.
+
+    The transformer is `self.text_model` on every version of transformers, as it was in CLIPTextModel up to 4.57.
+    """
+
+    config_class = LongCLIPTextConfig
+    base_model_prefix = "text_model"
+
+    def __init__(self, config: LongCLIPTextConfig) -> None:
+        CLIPPreTrainedModel.__init__(self, config)  # CLIPTextModel's would build a second transformer
+        self.text_model = text_transformer(config)
+        self.text_model.register_forward_pre_hook(_check_text, with_kwargs=True)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.embeddings.token_embedding = value
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """See [`~transformers.CLIPTextModel.forward`]; all inputs are of shape `(batch_size, sequence_length)`."""
+        output = self.text_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+class LongCLIPTextModelWithProjection(_LongCLIPPreTrainedModel, CLIPTextModelWithProjection):
+    """The text tower and its projection: `text_embeds` of shape `(batch_size, projection_dim)`, not normalised."""
+
+    config_class = LongCLIPTextConfig
+
+    def __init__(self, config: LongCLIPTextConfig) -> None:
+        super().__init__(config)
+        self.text_model.register_forward_pre_hook(_check_text, with_kwargs=True)
+
+
+class LongCLIPModel(_LongCLIPPreTrainedModel, CLIPModel):
+    """Both towers. `forward`, `get_text_features` and `get_image_features` are CLIP's, with texts of up to 248 tokens."""
+
+    config_class = LongCLIPConfig
+    # transformers 5 thinks that a forward with **kwargs divides its loss by the accumulation steps; CLIP's does not.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: LongCLIPConfig) -> None:
+        super().__init__(config)
+        self.text_model.register_forward_pre_hook(_check_text, with_kwargs=True)
+
+
+# A model that is saved again takes its code along.
+LongCLIPTextModel.register_for_auto_class("AutoModel")
+LongCLIPTextModelWithProjection.register_for_auto_class("AutoModel")
+LongCLIPModel.register_for_auto_class("AutoModel")
