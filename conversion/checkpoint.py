@@ -11,8 +11,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import CLIPConfig, CLIPTextConfig, PretrainedConfig
 
 from conversion.tensors import ConversionError, StoredTensor, read_safetensors, read_torch
-from modeling_longclip import LongCLIPConfig, LongCLIPModel, LongCLIPTextConfig, LongCLIPTextModel
-from modeling_longclip import LongCLIPTextModelWithProjection
+from modeling_longclip import (
+    LongCLIPConfig,
+    LongCLIPModel,
+    LongCLIPTextConfig,
+    LongCLIPTextModel,
+    LongCLIPTextModelWithProjection,
+)
 
 POSITION_TABLE = "text_model.embeddings.position_embedding.weight"
 # Index buffers that checkpoints of older versions carry; CLIP makes them itself from the configuration.
@@ -102,7 +107,9 @@ def find_folder(source: str, revision: str | None = None, weights: bool = True) 
             raise ConversionError(f"{source} is a folder, and --revision {revision} is for Hub ids. Leave it out.")
         return path
     if path.is_file():
-        raise ConversionError(f"{source} is a file. Name the folder that holds it, with config.json and the tokenizer.")
+        raise ConversionError(
+            f"{source} is a file. Name the folder that holds it, with config.json and the tokenizer."
+        )
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ConversionError(f"{source}: no such folder.")
     safetensors = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
@@ -115,8 +122,8 @@ def find_folder(source: str, revision: str | None = None, weights: bool = True) 
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(
-            f"{source}: no such folder here, and the Hub gave no such model ({reason}). Check the name, the connection "
-            "and, for a gated or private model, `hf auth login`; offline, name a folder that holds the checkpoint."
+            f"{source}: no such folder here, and the Hub gave no such model ({reason}). Check the name, the "
+            "connection and, for a gated or private model, `hf auth login`; offline, name a folder that holds it."
         ) from error
     return folder
 

@@ -102,7 +102,7 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
     Raises:
         ConversionError: if there is no CLIP tokenizer in `source`.
     """
-    config = _read_json(source / "tokenizer_config.json") or {}
+    config = _read_json(source / "tokenizer_config.json")
     if (source / "tokenizer.json").is_file():
         tokenizer = _read_json(source / "tokenizer.json")
     elif (source / "vocab.json").is_file() and (source / "merges.txt").is_file():
@@ -110,14 +110,16 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
         tokenizer = json.loads(built.backend_tokenizer.to_str())
     else:
         raise ConversionError(
-            f"{name} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt. Name a folder or Hub id "
-            "that has it with --processor, for example openai/clip-vit-base-patch16."
+            f"{name} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt. Name a folder or Hub "
+            "id that has it with --processor, for example openai/clip-vit-base-patch16."
         )
     model = tokenizer.get("model", {})
     if model.get("type") != "BPE":
-        raise ConversionError(f"{name}: tokenizer.json is no CLIP tokenizer (its model is {model.get('type')!r}, not BPE).")
+        raise ConversionError(
+            f"{name}: tokenizer.json is no CLIP tokenizer (its model is {model.get('type')!r}, not BPE)."
+        )
     tokenizer["truncation"] = tokenizer["padding"] = None  # some files bake CLIP's 77 in
-    special = _read_json(source / "special_tokens_map.json") or {}
+    special = _read_json(source / "special_tokens_map.json")
     eos = _content(config.get("eos_token") or special.get("eos_token")) or "<|endoftext|>"
     defaults = {"bos_token": "<|startoftext|>", "eos_token": eos, "unk_token": eos, "pad_token": eos}
     tokens = {key: _content(config.get(key) or special.get(key)) or default for key, default in defaults.items()}
@@ -138,18 +140,18 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
 
 
 def write_image_processor(folder: Path, source: Path, name: str) -> None:
-    """Writes `preprocessor_config.json`, which both majors read, from it or from transformers 5's `processor_config.json`.
+    """Writes `preprocessor_config.json`, which both majors read; transformers 5 saves `processor_config.json` instead.
 
     Raises:
         ConversionError: if `source` has neither.
     """
     config = _read_json(source / "preprocessor_config.json")
-    if config is None:
-        config = (_read_json(source / "processor_config.json") or {}).get("image_processor")
+    if not config:
+        config = _read_json(source / "processor_config.json").get("image_processor", {})
     if not config:
         raise ConversionError(
-            f"{name} holds no image settings: neither preprocessor_config.json nor processor_config.json. Name a folder "
-            "or Hub id that has them with --processor, for example openai/clip-vit-base-patch16."
+            f"{name} holds no image settings: neither preprocessor_config.json nor processor_config.json. Name a "
+            "folder or Hub id that has them with --processor, for example openai/clip-vit-base-patch16."
         )
     config.pop("feature_extractor_type", None)  # the name of before 2023
     config |= {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"}
@@ -165,9 +167,10 @@ def write_card(folder: Path, data: ModelCardData, **values: Any) -> None:
     card.save(folder / "README.md")
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in `file`, empty where there is no such file."""
     if not file.is_file():
-        return None
+        return {}
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -46,7 +46,9 @@ def prove_same_tensors(
     with ThreadPoolExecutor(2) as pool:  # reading and comparing release the interpreter's lock
         different = [name for name in pool.map(differs, source) if name is not None]
     if different:
-        raise ProofError(f"{len(different)} tensors differ from the source after writing: {', '.join(different[:10])}.")
+        raise ProofError(
+            f"{len(different)} tensors differ from the source after writing: {', '.join(different[:10])}."
+        )
     how = "bit-identical" if dtype is None else f"bit-identical to the source as {str(dtype).removeprefix('torch.')}"
     return f"{len(source)} tensors, {sum(tensor.nbytes for tensor in source.values()) / 1e6:,.1f} MB, {how}"
 

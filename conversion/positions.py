@@ -44,7 +44,9 @@ def stretch_positions(
             `length` or `arithmetic` that does not fit it.
     """
     if table.ndim != 2 or not table.is_floating_point():
-        raise ValueError(f"table must be of shape (rows, hidden_size) and floating, got {tuple(table.shape)} {table.dtype}.")
+        raise ValueError(
+            f"table must be of shape (rows, hidden_size) and floating, got {tuple(table.shape)} {table.dtype}."
+        )
     rows = table.shape[0]
     if not 0 <= keep <= rows:
         raise ValueError(f"keep must be within 0 ... {rows}, the rows of the table, got {keep}.")

@@ -11,7 +11,6 @@ long captions to understand them.
 """
 
 import argparse
-import shlex
 import signal
 import sys
 import time
@@ -92,7 +91,9 @@ def stretch(
     if method not in METHODS:
         raise ConversionError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     if method == "linear" and keep:
-        raise ConversionError(f"The linear method keeps no row, got --keep {keep}. Leave it out, or use the other method.")
+        raise ConversionError(
+            f"The linear method keeps no row, got --keep {keep}. Leave it out, or use the other method."
+        )
     keep = (0 if method == "linear" else KEEP) if keep is None else keep
     ratio = (LINEAR_RATIO if method == "linear" else RATIO) if ratio is None else ratio
 
@@ -244,7 +245,9 @@ def _parser() -> argparse.ArgumentParser:
         "--length", type=int, help=f"positions of the new table (default: all that keep and ratio make, {LENGTH})"
     )
     parser.add_argument("--keep", type=int, help=f"leading rows that stay (default: {KEEP}; linear: 0)")
-    parser.add_argument("--ratio", type=int, help=f"rows that each later row becomes (default: {RATIO}; linear: {LINEAR_RATIO})")
+    parser.add_argument(
+        "--ratio", type=int, help=f"rows that each later row becomes (default: {RATIO}; linear: {LINEAR_RATIO})"
+    )
     parser.add_argument(
         "--method", choices=METHODS, default=METHODS[0], help="how the table grows: paper eq. 2, or eq. 1 for all rows"
     )
@@ -276,7 +279,13 @@ def main(args: list[str] | None = None) -> int:
 
     console, errors = Console(), Console(stderr=True)
     output = options.output or Path(f"long-{Path(options.source).expanduser().resolve().name}")
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
     try:
         if options.private and not options.push_to_hub:
             raise ConversionError("--private is for --push-to-hub REPO, which is missing.")
@@ -314,16 +323,18 @@ def _print_report(console: Any, report: StretchReport) -> None:
     summary.add_row("source", report.source)
     summary.add_row("output", str(report.output))
     summary.add_row("positions", f"{report.rows} -> {report.length}")
-    summary.add_row("method", f"{report.method}, keep {report.keep}, ratio {report.ratio}, {report.arithmetic} arithmetic")
+    summary.add_row(
+        "method", f"{report.method}, keep {report.keep}, ratio {report.ratio}, {report.arithmetic} arithmetic"
+    )
     summary.add_row("size", f"{report.nbytes / 1e6:,.1f} MB, {report.dtype}")
     parts = ", ".join(f"{name} {value:.2f}" for name, value in report.seconds.items())
     summary.add_row("seconds", f"{sum(report.seconds.values()):.2f} ({parts})")
     console.print(summary)
-    quoted = shlex.quote(str(report.output))
     console.print(
-        f"Load it: AutoModel.from_pretrained({str(report.output)!r}, trust_remote_code=True), or with plain CLIPModel.\n"
-        f"It reads {report.length} tokens; fine-tune it on long captions to make it understand them. Files: ls {quoted}",
+        f"Load it with AutoModel.from_pretrained({str(report.output)!r}, trust_remote_code=True), or as plain CLIP.\n"
+        f"It reads {report.length} tokens; fine-tune it on long captions to make it understand them.",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -58,11 +58,11 @@ class StoredTensor:
         """The tensor: read into memory, or as it is mapped from a `.bin` file."""
         if self.mapped is not None:
             return self.mapped
-        # Read, not mapped: a fault for every page of a large file costs more than copying it, and counts as memory too.
+        # Read, not mapped: a fault for every page of a large file costs more than copying, and counts as memory too.
         flat = np.empty(self.nbytes, dtype=np.uint8)  # numpy asks for huge pages, torch does not
         with self.file.open("rb", buffering=0) as stream:
             stream.seek(self.offset)
-            buffer, done = memoryview(flat), 0
+            buffer, done = flat.data, 0
             while done < self.nbytes:
                 count = stream.readinto(buffer[done:])
                 if not count:
@@ -82,7 +82,7 @@ def read_safetensors(file: Path) -> dict[str, StoredTensor]:
             pass  # the library checks the header against the file's length
     except SafetensorError as error:
         raise ConversionError(
-            f"{file} is corrupt or was cut short ({error}). Its size is {file.stat().st_size} bytes: download it again."
+            f"{file} is corrupt or was cut short ({error}): it has {file.stat().st_size} bytes. Download it again."
         ) from error
     with file.open("rb") as stream:
         header_size = int.from_bytes(stream.read(8), "little")
@@ -114,10 +114,12 @@ def read_torch(file: Path) -> dict[str, StoredTensor]:
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(
-            f"{file} is no plain state dict, or is corrupt: {reason} Nothing in it was executed. Download it again, or "
-            "use a safetensors version of the checkpoint."
+            f"{file} is no plain state dict, or is corrupt: {reason} Nothing in it was executed. Download it again, "
+            "or use a safetensors version of the checkpoint."
         ) from error
-    if not isinstance(state_dict, Mapping) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+    if not isinstance(state_dict, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in state_dict.values()
+    ):
         raise ConversionError(f"{file} is no plain state dict (name -> tensor), but a {type(state_dict).__name__}.")
     for name, tensor in state_dict.items():
         if tensor.dtype not in DTYPE_NAMES:
@@ -212,4 +214,4 @@ def _target_dtype(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data

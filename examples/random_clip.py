@@ -1,6 +1,6 @@
-"""A CLIP of any official size with random weights, and a CLIP-style tokenizer: what runs offline in place of the real ones.
+"""A CLIP of any official size with random weights, and a CLIP-style tokenizer: offline stand-ins for the real ones.
 
-    python examples/random_clip.py ViT-B/16 folder
+python -m examples.random_clip ViT-B/16 folder
 """
 
 import argparse
@@ -13,9 +13,19 @@ SIZES: dict[str, dict[str, Any]] = {
     "ViT-B/32": {"text": (512, 2048, 12, 8), "vision": (768, 3072, 12, 12), "image": (224, 32), "projection": 512},
     "ViT-B/16": {"text": (512, 2048, 12, 8), "vision": (768, 3072, 12, 12), "image": (224, 16), "projection": 512},
     "ViT-L/14": {"text": (768, 3072, 12, 12), "vision": (1024, 4096, 24, 16), "image": (224, 14), "projection": 768},
-    "ViT-L/14-336": {"text": (768, 3072, 12, 12), "vision": (1024, 4096, 24, 16), "image": (336, 14), "projection": 768},
+    "ViT-L/14-336": {
+        "text": (768, 3072, 12, 12),
+        "vision": (1024, 4096, 24, 16),
+        "image": (336, 14),
+        "projection": 768,
+    },
     "ViT-H/14": {"text": (1024, 4096, 24, 16), "vision": (1280, 5120, 32, 16), "image": (224, 14), "projection": 1024},
-    "ViT-bigG/14": {"text": (1280, 5120, 32, 20), "vision": (1664, 8192, 48, 16), "image": (224, 14), "projection": 1280},
+    "ViT-bigG/14": {
+        "text": (1280, 5120, 32, 20),
+        "vision": (1664, 8192, 48, 16),
+        "image": (224, 14),
+        "projection": 1280,
+    },
     "tiny": {"text": (32, 64, 2, 4), "vision": (32, 64, 2, 4), "image": (32, 16), "projection": 24},
 }
 
@@ -78,7 +88,9 @@ def write_tokenizer(folder: Path, vocab_size: int = 1000) -> int:
     tokens += [token for token in model["vocab"] if token not in set(tokens)] + ["<|startoftext|>", "<|endoftext|>"]
     merges = "".join(f"{merge if isinstance(merge, str) else ' '.join(merge)}\n" for merge in model["merges"])
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "errors": "replace"}
-    special = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+    special = {"bos_token": "<|startoftext|>"} | dict.fromkeys(
+        ("eos_token", "unk_token", "pad_token"), "<|endoftext|>"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     vocab = {token: index for index, token in enumerate(tokens)}
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
@@ -105,7 +117,12 @@ def write_image_settings(folder: Path, image_size: int) -> None:
 
 
 def write_checkpoint(
-    folder: Path, size: str, dtype: str = "float32", layers: int | None = None, full_vocabulary: bool = True, seed: int = 0
+    folder: Path,
+    size: str,
+    dtype: str = "float32",
+    layers: int | None = None,
+    full_vocabulary: bool = True,
+    seed: int = 0,
 ) -> None:
     """A stock CLIP checkpoint with 77 positions: random weights, tokenizer, image settings.
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 SUPPORTED_TRANSFORMERS = ">=4.57,<5 or >=5.6,<6"
@@ -14,12 +13,12 @@ SUPPORTED_TRANSFORMERS = ">=4.57,<5 or >=5.6,<6"
 _installed = Version(transformers.__version__)
 if _installed < Version("4.57") or Version("5.0.dev0") <= _installed < Version("5.6"):
     raise ImportError(
-        f"Long-CLIP needs transformers {SUPPORTED_TRANSFORMERS}, found {transformers.__version__} (5.0 to 5.5 lose the "
-        'hidden states of CLIP\'s text model). Run: pip install "transformers>=5.6,<6"'
+        f"Long-CLIP needs transformers {SUPPORTED_TRANSFORMERS}, found {transformers.__version__} (5.0 to 5.5 lose "
+        'the hidden states of CLIP\'s text model). Run: pip install "transformers>=5.6,<6"'
     )
 
 
-def text_transformer(config: CLIPTextConfig) -> nn.Module:
+def text_transformer(config: CLIPTextConfig) -> Any:
     """CLIP's text transformer: `CLIPTextModel.text_model` up to 4.57, `CLIPTextModel` itself since 5.6."""
     model = CLIPTextModel._from_config(config)
     return getattr(model, "text_model", model)

@@ -1,7 +1,7 @@
 """Configuration of Long-CLIP: CLIP's own, with a text table of 248 positions and the stretch that made it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PretrainedConfig
 
@@ -73,8 +73,8 @@ class LongCLIPConfig(CLIPConfig):
 
     model_type = "clip"
     # transformers 5 builds the parts from `sub_configs_defaults`, 4.57 reads `sub_configs`.
-    sub_configs = {"text_config": LongCLIPTextConfig, "vision_config": CLIPVisionConfig}
-    sub_configs_defaults = {"text_config": LongCLIPTextConfig, "vision_config": CLIPVisionConfig}
+    sub_configs: ClassVar = {"text_config": LongCLIPTextConfig, "vision_config": CLIPVisionConfig}
+    sub_configs_defaults: ClassVar = {"text_config": LongCLIPTextConfig, "vision_config": CLIPVisionConfig}
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class LongCLIPConfig(CLIPConfig):
         super().__init__(text_config=text_config, vision_config=_as_dict(vision_config), **kwargs)
         # 4.57 builds a stock text configuration whatever `sub_configs` says.
         if not isinstance(self.text_config, LongCLIPTextConfig):
-            self.text_config = LongCLIPTextConfig(**self.text_config.to_dict())
+            self.text_config: Any = LongCLIPTextConfig(**self.text_config.to_dict())
 
 
 def _as_dict(config: Mapping[str, Any] | PretrainedConfig | None) -> dict[str, Any]:

@@ -39,18 +39,20 @@ class _LongCLIPPreTrainedModel(CLIPPreTrainedModel):
         if tables:
             positions = getattr(model.config, "text_config", model.config).max_position_embeddings
             raise ValueError(
-                f"{source}: the positional table {tables[0]} does not have the {positions} rows that its configuration "
-                "names. A CLIP checkpoint has 77 and is stretched first: "
+                f"{source}: the positional table {tables[0]} does not have the {positions} rows of config.json "
+                "(the report above has both shapes). A CLIP that was never stretched is stretched first: "
                 f"python conversion/stretch.py {source} --output DIR"
             )
         if misfitting and not ignore_mismatched_sizes:
-            raise ValueError(f"{source}: these tensors have another shape than the configuration asks for: {misfitting}")
+            raise ValueError(
+                f"{source}: these tensors have another shape than the configuration asks for: {misfitting}"
+            )
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{source}: no {cls.__name__}, these tensors are missing: {missing}")
         return (model, info) if output_loading_info else model
 
 
-def _check_text(text_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_text(text_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Runs before the text transformer (a forward pre-hook) and refuses what it would misread.
 
     Raises:
@@ -67,7 +69,7 @@ def _check_text(text_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             f"truncation=True, max_length={positions}, or stretch the checkpoint to a longer table."
         )
     eos_token_id = text_model.eos_token_id
-    if eos_token_id == _LEGACY_EOS_TOKEN_ID or input_ids.is_meta or torch.jit.is_tracing():
+    if eos_token_id == _LEGACY_EOS_TOKEN_ID or input_ids.is_meta or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return
     has_eot = (input_ids == eos_token_id).any(dim=-1)
     if torch.compiler.is_compiling():
@@ -130,7 +132,7 @@ class LongCLIPTextModelWithProjection(_LongCLIPPreTrainedModel, CLIPTextModelWit
 
 
 class LongCLIPModel(_LongCLIPPreTrainedModel, CLIPModel):
-    """Both towers. `forward`, `get_text_features` and `get_image_features` are CLIP's, with texts of up to 248 tokens."""
+    """Both towers: CLIP's `forward`, `get_text_features` and `get_image_features`, for texts of up to 248 tokens."""
 
     config_class = LongCLIPConfig
     # transformers 5 thinks that a forward with **kwargs divides its loss by the accumulation steps; CLIP's does not.

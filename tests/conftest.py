@@ -13,7 +13,10 @@ from examples.random_clip import write_checkpoint
 
 
 def run_python(
-    code: str, env: Mapping[str, str] | None = None, python: str | os.PathLike[str] = sys.executable, cwd: Path | None = None
+    code: str,
+    env: Mapping[str, str] | None = None,
+    python: str | os.PathLike[str] = sys.executable,
+    cwd: Path | None = None,
 ) -> str:
     """Runs `code` in a fresh process, in which warnings are errors, and returns what it printed.
 

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
 import sys
 import tempfile
@@ -302,7 +301,7 @@ class HubServer:
             while chunk := source.read(2**20):
                 digest.update(chunk)
                 copy.write(chunk)
-        os.replace(copy.name, self._blobs / digest.hexdigest())
+        Path(copy.name).replace(self._blobs / digest.hexdigest())
         return self._entry(digest.hexdigest(), lfs)
 
     def _entry(self, sha256: str, lfs: bool) -> Entry:

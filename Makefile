@@ -1,0 +1,41 @@
+# `make demo` and `make test` set up everything they need on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+# One release of torch for everybody who compares figures. On Linux the registry's wheel brings CUDA along; set
+# PIP_INDEX_URL to PyTorch's CPU index, or PIP_FIND_LINKS to a folder with the CPU wheel, to do without.
+export TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-quick test-upstream lint benchmark clean
+
+demo: $(VENV)/.ready
+	$(BIN)/python -m examples.demo --output demo-output
+
+# The whole suite on both supported majors of transformers, each in its own environment, then the linters.
+test: $(VENV)/.ready
+	$(BIN)/tox run --notest -e lint,tf4,tf5
+	$(BIN)/tox run --skip-pkg-install -e lint,tf4,tf5
+
+# The quick tests in the demo's environment: what to run while working.
+test-quick: $(VENV)/.ready
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# transformers' own common model tests against our classes: none that stock CLIP passes may fail.
+test-upstream: $(VENV)/.ready
+	$(BIN)/tox run -e upstream4,upstream5
+
+lint: $(VENV)/.ready
+	$(BIN)/tox run -e lint
+
+benchmark: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.stretch_cost
+
+$(VENV)/.ready: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .tox .upstream demo-output build dist *.egg-info
