@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from huggingface_hub import ModelCard, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from transformers import CLIPConfig, CLIPTextConfig, PretrainedConfig
 
 from conversion.tensors import ConversionError, StoredTensor, read_safetensors, read_torch
@@ -70,9 +71,12 @@ class Checkpoint:
         return LongCLIPTextModelWithProjection if "text_projection.weight" in self.tensors else LongCLIPTextModel
 
     def license(self) -> str | None:
-        """The licence that the checkpoint's own card states, if it has a card and the card states one."""
+        """The licence that the checkpoint's own card states, if it has a readable card and the card states one."""
         card = self.folder / "README.md"
-        return ModelCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
+        try:
+            return ModelCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
+        except (yaml.YAMLError, ValueError):
+            return None
 
 
 def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
@@ -170,8 +174,8 @@ def _read_config(source: str, folder: Path) -> PretrainedConfig:
         )
     try:
         return (CLIPConfig if model_type == "clip" else CLIPTextConfig).from_dict(raw)
-    except (TypeError, ValueError) as error:  # transformers 5 checks the types of the values
-        raise ConversionError(f"{file} is no valid CLIP configuration: {error}") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:  # transformers 5 checks the types of the values
+        raise ConversionError(f"{file} is no valid CLIP configuration: {' '.join(str(error).split())}") from error
 
 
 def _weight_files(source: str, folder: Path) -> list[Path]:
@@ -180,7 +184,10 @@ def _weight_files(source: str, folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            try:
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ConversionError(f"{index} is no index of shards: {error!r}. Download it again.") from error
             if missing := [shard for shard in shards if not (folder / shard).is_file()]:
                 raise ConversionError(f"{source}: {index.name} names shards that are not there: {', '.join(missing)}.")
             return [folder / shard for shard in shards]
@@ -203,7 +210,12 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
             f"{checkpoint.source}: config.json names {configured} positions and {POSITION_TABLE} has {rows} rows. "
             "One of the two is not this checkpoint's."
         )
-    expected = expected_shapes(checkpoint, long_config(checkpoint, keep=0))
+    try:
+        expected = expected_shapes(checkpoint, long_config(checkpoint, keep=0))
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ConversionError(
+            f"{checkpoint.source}: config.json describes no model that can be built: {error!r}."
+        ) from error
     found = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     complaints = [f"{name} is missing" for name in expected if name not in found]
     complaints += [f"{name} is unknown" for name in found if name not in expected]

@@ -36,7 +36,7 @@ def new_folder(output: Path, nbytes: int, overwrite: bool = False) -> Iterator[P
     Raises:
         ConversionError: if `output` exists and is not to be replaced, cannot be written, or `nbytes` do not fit.
     """
-    output = output.absolute()
+    output = output.resolve()  # through a link, so that what is replaced is what it points to
     if output.exists() and not overwrite:
         raise ConversionError(f"{output} exists already. Name another --output, or replace it with --overwrite.")
     if output.exists() and not output.is_dir():
@@ -106,17 +106,23 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
     if (source / "tokenizer.json").is_file():
         tokenizer = _read_json(source / "tokenizer.json")
     elif (source / "vocab.json").is_file() and (source / "merges.txt").is_file():
-        built = CLIPTokenizerFast.from_pretrained(str(source))
+        try:
+            built = CLIPTokenizerFast.from_pretrained(str(source))
+        except Exception as error:  # of other classes in each version of transformers
+            raise ConversionError(
+                f"{name}: vocab.json and merges.txt make no CLIP tokenizer. Download them again."
+            ) from error
         tokenizer = json.loads(built.backend_tokenizer.to_str())
     else:
         raise ConversionError(
             f"{name} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt. Name a folder or Hub "
             "id that has it with --processor, for example openai/clip-vit-base-patch16."
         )
-    model = tokenizer.get("model", {})
-    if model.get("type") != "BPE":
+    model = tokenizer.get("model") or {}
+    if model.get("type") != "BPE" or not {"vocab", "merges"} <= model.keys():
         raise ConversionError(
-            f"{name}: tokenizer.json is no CLIP tokenizer (its model is {model.get('type')!r}, not BPE)."
+            f"{name}: tokenizer.json is no CLIP tokenizer (its model is {model.get('type')!r}, not BPE with a "
+            "vocabulary and merges)."
         )
     tokenizer["truncation"] = tokenizer["padding"] = None  # some files bake CLIP's 77 in
     special = _read_json(source / "special_tokens_map.json")
@@ -172,9 +178,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConversionError(f"{file} is no JSON file: {error}. Download it again.") from error
+    if not isinstance(value, dict):
+        raise ConversionError(f"{file} holds no JSON object, but a {type(value).__name__}. Download it again.")
+    return value
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:

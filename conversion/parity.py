@@ -35,7 +35,11 @@ def prove_same_tensors(
     """
 
     def differs(name: str) -> str | None:
-        ours, theirs = written[name], source[name]
+        theirs = source[name]
+        ours = written.get(name)
+        meant = dtype if dtype is not None and theirs.dtype.is_floating_point else theirs.dtype
+        if ours is None or (ours.shape, ours.dtype) != (theirs.shape, meant):
+            return name
         if ours.mapped is None and theirs.mapped is None and ours.dtype == theirs.dtype:
             same = _same_bytes(ours, theirs)
         else:
@@ -71,12 +75,13 @@ def prove_formula(written: torch.Tensor, source: torch.Tensor, keep: int, ratio:
         ProofError: if a row is further off than the rounding of `arithmetic` and of the table's dtype explains.
     """
     old = source.double()
-    worst = 0.0
+    differences = [old.new_zeros(())]
     for position in range(keep, written.shape[0]):
         i, j = divmod(position - keep, ratio)
         i += keep
         step = old[i + 1] - old[i] if i + 1 < old.shape[0] else old[i] - old[i - 1]
-        worst = max(worst, (written[position].double() - (old[i] + j / ratio * step)).abs().max().item())
+        differences.append((written[position].double() - (old[i] + j / ratio * step)).abs().max())
+    worst = torch.stack(differences).max().item()  # unlike Python's max, it lets no NaN slip through
     coarsest = max(torch.finfo(written.dtype).eps, torch.finfo(ARITHMETICS[arithmetic]).eps)
     allowed = 4 * coarsest * old.abs().max().item()
     if not worst <= allowed:

@@ -119,6 +119,12 @@ def stretch(
     with folder.new_folder(Path(output), checkpoint.nbytes + new_table.nbytes + 20_000_000, overwrite) as work:
         began = time.perf_counter()
         eos_token_id = folder.write_tokenizer(work, processor_folder, processor or source, length)
+        text = checkpoint.text_config
+        if eos_token_id >= text.vocab_size or text.eos_token_id not in (eos_token_id, 2):  # 2: see below
+            raise ConversionError(
+                f"The tokenizer of {processor or source} ends a text with id {eos_token_id}, and {source} expects "
+                f"{text.eos_token_id} among its {text.vocab_size} ids. Name the right one with --processor."
+            )
         if checkpoint.has_image_tower:
             folder.write_image_processor(work, processor_folder, processor or source)
         config = long_config(
@@ -277,7 +283,8 @@ def main(args: list[str] | None = None) -> int:
 
     from conversion.tensors import ConversionError
 
-    console, errors = Console(), Console(stderr=True)
+    # Without markup: brackets in a path are brackets.
+    console, errors = Console(markup=False), Console(stderr=True)
     output = options.output or Path(f"long-{Path(options.source).expanduser().resolve().name}")
     columns = (
         TextColumn("{task.description}"),

@@ -88,7 +88,8 @@ class LongCLIPConfig(CLIPConfig):
         super().__init__(text_config=text_config, vision_config=_as_dict(vision_config), **kwargs)
         # 4.57 builds a stock text configuration whatever `sub_configs` says.
         if not isinstance(self.text_config, LongCLIPTextConfig):
-            self.text_config: Any = LongCLIPTextConfig(**self.text_config.to_dict())
+            attention = self.text_config._attn_implementation  # to_dict leaves it out
+            self.text_config: Any = LongCLIPTextConfig(**self.text_config.to_dict(), attn_implementation=attention)
 
 
 def _as_dict(config: Mapping[str, Any] | PretrainedConfig | None) -> dict[str, Any]:

@@ -5,12 +5,13 @@ stock `CLIPModel` and `CLIPTextModel` load the same checkpoints. The stretching 
 (`conversion/positions.py`), and holding the first rows fixed is a trainer's; neither is code of the model.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 from transformers import CLIPModel, CLIPPreTrainedModel, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import TransformersKwargs
 
 from .compat import misfits, text_transformer
 from .configuration_longclip import LongCLIPConfig, LongCLIPTextConfig
@@ -20,7 +21,12 @@ _LEGACY_EOS_TOKEN_ID = 2
 
 
 class _LongCLIPPreTrainedModel(CLIPPreTrainedModel):
-    """What the three classes share: strict loading, and the check of text before it is encoded."""
+    """What the three classes share: strict loading, and CLIP's own initialisation of weights."""
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, so that transformers 5 initialises the projections as CLIP does, and not as a plain linear layer."""
+        return False
 
     @classmethod
     def from_pretrained(
@@ -29,8 +35,9 @@ class _LongCLIPPreTrainedModel(CLIPPreTrainedModel):
         """Loads a checkpoint folder or Hub id; see [`~transformers.PreTrainedModel.from_pretrained`].
 
         Raises:
-            ValueError: if the checkpoint lacks a tensor of the model, or has the positional table (or, without
-                `ignore_mismatched_sizes`, any tensor) in another shape. transformers would draw them at random.
+            ValueError: if the checkpoint lacks a tensor of the model (unless `output_loading_info` reports it), or has
+                the positional table (or, without `ignore_mismatched_sizes`, any tensor) in another shape. transformers
+                would draw them at random.
         """
         model, info = super().from_pretrained(*args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs)
         source = str(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
@@ -47,7 +54,9 @@ class _LongCLIPPreTrainedModel(CLIPPreTrainedModel):
             raise ValueError(
                 f"{source}: these tensors have another shape than the configuration asks for: {misfitting}"
             )
-        if missing := sorted(info["missing_keys"]):
+        # Who asks for the loading information, or starts from a configuration alone, sees to missing tensors himself.
+        missing = sorted(info["missing_keys"])
+        if missing and not output_loading_info and source != "None":
             raise ValueError(f"{source}: no {cls.__name__}, these tensors are missing: {missing}")
         return (model, info) if output_loading_info else model
 
@@ -112,7 +121,7 @@ class LongCLIPTextModel(_LongCLIPPreTrainedModel, CLIPTextModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
     ) -> BaseModelOutputWithPooling:
         """See [`~transformers.CLIPTextModel.forward`]; all inputs are of shape `(batch_size, sequence_length)`."""
         output = self.text_model(
