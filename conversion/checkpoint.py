@@ -1,6 +1,7 @@
 """What a conversion starts from: a CLIP in a folder or on the Hub, its configuration, tensors and processor files."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from transformers import CLIPConfig, CLIPTextConfig, PretrainedConfig
 
-from conversion.tensors import ConversionError, StoredTensor, read_safetensors, read_torch
+from conversion.tensors import ConversionError, StoredTensor, read_safetensors, read_torch, target_dtype
 from modeling_longclip import (
     LongCLIPConfig,
     LongCLIPModel,
@@ -60,9 +61,11 @@ class Checkpoint:
     def has_image_tower(self) -> bool:
         return isinstance(self.config, CLIPConfig)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+    def nbytes(self, dtype: torch.dtype | None = None) -> int:
+        """Bytes of all tensors, the floating ones as `dtype` if it is given."""
+        return sum(
+            math.prod(tensor.shape) * target_dtype(tensor.dtype, dtype).itemsize for tensor in self.tensors.values()
+        )
 
     @property
     def model_class(self) -> type[LongCLIPModel | LongCLIPTextModel | LongCLIPTextModelWithProjection]:

@@ -15,6 +15,7 @@ from transformers import CLIPTokenizerFast, PretrainedConfig
 
 import modeling_longclip
 from conversion.tensors import ConversionError
+from modeling_longclip.compat import write_slow_tokenizer
 
 # Everything of the package but the file that makes it one: a checkpoint's code is flat.
 CODE_FILES = tuple(
@@ -41,6 +42,11 @@ def new_folder(output: Path, nbytes: int, overwrite: bool = False) -> Iterator[P
         raise ConversionError(f"{output} exists already. Name another --output, or replace it with --overwrite.")
     if output.exists() and not output.is_dir():
         raise ConversionError(f"{output} is a file, and a checkpoint is a folder. Name another --output.")
+    if output.exists() and any(output.iterdir()) and not (output / "config.json").is_file():
+        raise ConversionError(
+            f"{output} holds files and no checkpoint (no config.json): --overwrite replaces checkpoints only. Name "
+            "another --output."
+        )
     work = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -54,19 +60,19 @@ def new_folder(output: Path, nbytes: int, overwrite: bool = False) -> Iterator[P
         work.chmod(0o777 & ~_umask())  # mkdtemp's folders are closed to everybody else
         yield work
         replaced = None
-        if output.exists():
+        if overwrite and output.exists():  # without it, what has appeared meanwhile stays, and the rename fails
             replaced = work.with_suffix(".replaced")
             output.rename(replaced)
         try:
             work.rename(output)
-        except OSError:
-            if replaced is not None:
+        except BaseException:  # an interrupt too
+            if replaced is not None and not output.exists():
                 replaced.rename(output)
             raise
         if replaced is not None:
-            shutil.rmtree(replaced)
+            shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        raise ConversionError(f"{output} could not be written: {error.strerror or error}.") from error
+        raise ConversionError(f"{output} could not be written: {error}.") from error
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
@@ -88,7 +94,8 @@ def write_code(folder: Path) -> None:
 def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
     """Writes the fast and the slow tokenizer's files with `model_max_length=length`.
 
-    The files are rewritten, not saved by a tokenizer, so that both majors of transformers make the same folder.
+    The files are rewritten, not saved by a tokenizer, so that both majors of transformers make the same folder. Only
+    a tokenizer.json that is not there is made by transformers: its majors write it differently, with equal results.
 
     Args:
         folder: where to write.
@@ -139,9 +146,7 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
     _write_json(folder / "tokenizer.json", tokenizer)
     _write_json(folder / "tokenizer_config.json", config)
     _write_json(folder / "special_tokens_map.json", tokens)
-    merges = "".join(f"{merge if isinstance(merge, str) else ' '.join(merge)}\n" for merge in model["merges"])
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+    write_slow_tokenizer(folder, model)
     return int(ids[eos])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig
 
-from conversion.positions import ARITHMETICS
+from conversion.positions import arithmetic_dtype
 from conversion.tensors import ConversionError, StoredTensor
 from modeling_longclip.compat import text_transformer
 
@@ -16,7 +16,7 @@ _CHUNK = 8 * 2**20  # bytes compared at a time
 
 
 class ProofError(ConversionError):
-    """What was written is not what was meant: a fault of this project or of the disk, never of the user."""
+    """What was written is not what was meant: the fault of this project, the disk, or the source's config.json."""
 
 
 def prove_same_tensors(
@@ -53,19 +53,19 @@ def prove_same_tensors(
         raise ProofError(
             f"{len(different)} tensors differ from the source after writing: {', '.join(different[:10])}."
         )
-    how = "bit-identical" if dtype is None else f"bit-identical to the source as {str(dtype).removeprefix('torch.')}"
-    return f"{len(source)} tensors, {sum(tensor.nbytes for tensor in source.values()) / 1e6:,.1f} MB, {how}"
+    nbytes = sum(tensor.nbytes for tensor in source.values())
+    return f"{len(source)} tensors, {nbytes / 1e6:,.1f} MB, {_identical(dtype)}"
 
 
-def prove_kept_rows(written: torch.Tensor, source: torch.Tensor, keep: int) -> str:
-    """The first `keep` rows of the `written` table are the `source` table's, bit by bit.
+def prove_kept_rows(written: torch.Tensor, source: torch.Tensor, keep: int, dtype: torch.dtype | None = None) -> str:
+    """The first `keep` rows of the `written` table are the `source` table's (as `dtype`), bit by bit.
 
     Raises:
         ProofError: if a row differs.
     """
-    if not torch.equal(_bits(written[:keep]), _bits(source[:keep])):
+    if not torch.equal(_bits(written[:keep]), _bits(source[:keep].to(written.dtype))):
         raise ProofError(f"One of the {keep} rows to keep differs from the source.")
-    return f"rows 0 ... {keep - 1} bit-identical" if keep else "no row is kept"
+    return f"rows 0 ... {keep - 1} {_identical(dtype)}" if keep else "no row is kept"
 
 
 def prove_formula(written: torch.Tensor, source: torch.Tensor, keep: int, ratio: int, arithmetic: str) -> str:
@@ -82,7 +82,7 @@ def prove_formula(written: torch.Tensor, source: torch.Tensor, keep: int, ratio:
         step = old[i + 1] - old[i] if i + 1 < old.shape[0] else old[i] - old[i - 1]
         differences.append((written[position].double() - (old[i] + j / ratio * step)).abs().max())
     worst = torch.stack(differences).max().item()  # unlike Python's max, it lets no NaN slip through
-    coarsest = max(torch.finfo(written.dtype).eps, torch.finfo(ARITHMETICS[arithmetic]).eps)
+    coarsest = max(torch.finfo(dtype).eps for dtype in (written.dtype, arithmetic_dtype(arithmetic, source.dtype)))
     allowed = 4 * coarsest * old.abs().max().item()
     if not worst <= allowed:
         raise ProofError(f"The stretched rows differ from eq. 2 by {worst:.2e}, and rounding explains {allowed:.2e}.")
@@ -119,6 +119,8 @@ def prove_short_features(
         input_ids[row, length - 1 :] = eos_token_id
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    if dtype == torch.float64:  # in which CLIP of transformers 4.57 cannot make its causal mask
+        dtype = torch.float32
     prefix = "text_model."
     loaded = {
         name: tensor.load().to(dtype)
@@ -158,6 +160,10 @@ def _same_bytes(first: StoredTensor, second: StoredTensor) -> bool:
             if len(ours) != count or ours != other.read(count):
                 return False
     return True
+
+
+def _identical(dtype: torch.dtype | None) -> str:
+    return "bit-identical" + (f" to the source as {str(dtype).removeprefix('torch.')}" if dtype else "")
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

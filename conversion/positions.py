@@ -2,7 +2,7 @@
 
 import torch
 
-from modeling_longclip.configuration_longclip import KEEP, RATIO
+from modeling_longclip.defaults import KEEP, RATIO
 
 ARITHMETICS = {"float32": torch.float32, "float16": torch.float16}
 
@@ -10,6 +10,12 @@ ARITHMETICS = {"float32": torch.float32, "float16": torch.float16}
 def stretched_length(rows: int, keep: int = KEEP, ratio: int = RATIO) -> int:
     """How many rows a table of `rows` becomes when each row after the first `keep` becomes `ratio`: 77 -> 248."""
     return keep + ratio * (rows - keep)
+
+
+def arithmetic_dtype(arithmetic: str, table: torch.dtype) -> torch.dtype:
+    """What a table of dtype `table` is computed in: float32 at least, or float16 where that is asked for."""
+    dtype = ARITHMETICS[arithmetic]
+    return torch.promote_types(dtype, table) if dtype == torch.float32 else dtype
 
 
 def stretch_positions(
@@ -33,8 +39,9 @@ def stretch_positions(
         keep: leading rows that stay, within `0 ... rows`.
         ratio: how many rows each later row becomes, at least 1.
         length: how many rows to return; the table is cut there. All of them, `stretched_length(...)`, by default.
-        arithmetic: `"float32"`; or `"float16"`, which rounds after every operation in the released code's order
-            (multiply, divide, add) and reproduces its tables bit for bit. Kept rows are exact in both.
+        arithmetic: `"float32"`, or `table`'s own dtype where that is wider; or `"float16"`, which rounds after every
+            operation in the released code's order (multiply, divide, add) and reproduces its tables bit for bit. Kept
+            rows are exact in both.
 
     Returns:
         `torch.Tensor` of shape `(length, hidden_size)` and `table`'s dtype.
@@ -65,9 +72,10 @@ def stretch_positions(
     if keep == rows or length == keep:
         return table[:length].clone()
 
-    old = table[keep:].to(ARITHMETICS[arithmetic])
+    dtype = arithmetic_dtype(arithmetic, table.dtype)
+    old = table[keep:].to(dtype)
     left, right = old[:-1], old[1:]
-    step = old[-1] - table[-2].to(old.dtype) if rows > 1 else torch.zeros_like(old[-1])
+    step = old[-1] - table[-2].to(dtype) if rows > 1 else torch.zeros_like(old[-1])
     # For j = 0 the row is copied, not computed: ratio * x / ratio need not be x.
     between = [left, *((ratio - j) * left / ratio + j * right / ratio for j in range(1, ratio))]
     beyond = [old[-1], *(old[-1] + j * step / ratio for j in range(1, ratio))]

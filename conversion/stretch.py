@@ -13,18 +13,20 @@ long captions to understand them.
 import argparse
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modeling_longclip.configuration_longclip import AUTO_MAP, CLIP_LENGTH, KEEP, LENGTH, RATIO
+from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH, RATIO
 
 if TYPE_CHECKING:
     from conversion.checkpoint import Checkpoint
 
 LINEAR_RATIO = 3  # the paper's direct fine-tuning baseline: every row becomes three, 77 -> 231
 METHODS = ("knowledge-preserving", "linear")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,11 @@ def stretch(
     from conversion.checkpoint import POSITION_TABLE, find_folder, long_config, read_checkpoint
     from conversion.positions import stretch_positions
     from conversion.tensors import ConversionError, read_safetensors, write_safetensors
+    from modeling_longclip.configuration_longclip import AUTO_MAP
 
+    output = Path(output)
+    if dtype is not None and dtype not in DTYPES:
+        raise ConversionError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     if method not in METHODS:
         raise ConversionError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     if method == "linear" and keep:
@@ -100,6 +106,9 @@ def stretch(
     began = time.perf_counter()
     checkpoint = read_checkpoint(source, revision)
     processor_folder = checkpoint.folder if processor is None else find_folder(processor, weights=False)
+    for name, read in ((source, checkpoint.folder.resolve()), (processor, processor_folder.resolve())):
+        if output.resolve() in (read, *read.parents):
+            raise ConversionError(f"{output} is or holds the source {name}, which stays. Name another --output.")
     old_table = checkpoint.tensors[POSITION_TABLE].load()
     rows = old_table.shape[0]
     if rows > CLIP_LENGTH:
@@ -113,10 +122,13 @@ def stretch(
     except ValueError as error:
         raise ConversionError(str(error)) from error
     length = new_table.shape[0]
+    if length <= rows:
+        raise ConversionError(f"{source} has {rows} positions already, and {length} would be no more. Ask for more.")
+    nbytes = checkpoint.nbytes(target)
     seconds = {"read": time.perf_counter() - began}
 
-    report_bytes, finish = _reporter(progress, "Copying", checkpoint.nbytes)
-    with folder.new_folder(Path(output), checkpoint.nbytes + new_table.nbytes + 20_000_000, overwrite) as work:
+    report_bytes, finish = _reporter(progress, "Copying", nbytes)
+    with folder.new_folder(output, nbytes + new_table.nbytes + 20_000_000, overwrite) as work:
         began = time.perf_counter()
         eos_token_id = folder.write_tokenizer(work, processor_folder, processor or source, length)
         text = checkpoint.text_config
@@ -152,13 +164,13 @@ def stretch(
         seconds["write"] = time.perf_counter() - began
 
         began = time.perf_counter()
-        report_bytes, finish = _reporter(progress, "Proving", checkpoint.nbytes)
+        report_bytes, finish = _reporter(progress, "Proving", nbytes)
         written = read_safetensors(weights)
         table = written[POSITION_TABLE].load()
         others = {name: tensor for name, tensor in checkpoint.tensors.items() if name != POSITION_TABLE}
         written_config = type(config).from_pretrained(work)
         proofs = {
-            "kept rows": parity.prove_kept_rows(table, old_table, keep),
+            "kept rows": parity.prove_kept_rows(table, old_table, keep, target),
             "stretched rows": parity.prove_formula(table, old_table, keep, ratio, arithmetic),
             "other tensors": parity.prove_same_tensors(written, others, target, report_bytes),
             "short texts": parity.prove_short_features(
@@ -169,17 +181,17 @@ def stretch(
             ),
         }
         finish()
-        _write_card(work, checkpoint, config, proofs, long_class)
+        _write_card(work, checkpoint, config, dtype, proofs)
         seconds["prove"] = time.perf_counter() - began
-        nbytes = sum(file.stat().st_size for file in work.iterdir())
+        folder_bytes = sum(file.stat().st_size for file in work.iterdir())
     return StretchReport(
-        source, Path(output), rows, length, keep, ratio, method, arithmetic,
+        source, output, rows, length, keep, ratio, method, arithmetic,
         config.dtype if isinstance(config.dtype, str) else str(config.dtype).removeprefix("torch."),
-        nbytes, proofs, checkpoint.dropped, seconds,
+        folder_bytes, proofs, checkpoint.dropped, seconds,
     )  # fmt: skip
 
 
-def _write_card(work: Path, checkpoint: "Checkpoint", config: Any, proofs: dict[str, str], long_class: str) -> None:
+def _write_card(work: Path, checkpoint: "Checkpoint", config: Any, dtype: str | None, proofs: dict[str, str]) -> None:
     from huggingface_hub import ModelCardData
 
     from conversion.folder import write_card
@@ -197,7 +209,8 @@ def _write_card(work: Path, checkpoint: "Checkpoint", config: Any, proofs: dict[
         work,
         data,
         source=checkpoint.source if from_hub else Path(checkpoint.source).expanduser().resolve().name,
-        long_class=long_class,
+        long_class=checkpoint.model_class.__name__,
+        dtype=dtype,
         has_image_tower=checkpoint.has_image_tower,
         rows=checkpoint.text_config.max_position_embeddings,
         length=text.max_position_embeddings,
@@ -261,9 +274,7 @@ def _parser() -> argparse.ArgumentParser:
         "--arithmetic", choices=("float32", "float16"), default="float32",
         help="float16 reproduces the released tables bit for bit (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="cast all tensors (default: each keeps its own)"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, help="cast all tensors (default: each keeps its own)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--processor", help="Hub id or folder of tokenizer and image settings, if the source has none")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
@@ -275,8 +286,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
     options = _parser().parse_args(args)
-    # So that a terminated command cleans up like an interrupted one.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if threading.current_thread() is threading.main_thread():
+        # So that a terminated command cleans up like an interrupted one.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
@@ -293,6 +305,7 @@ def main(args: list[str] | None = None) -> int:
         TransferSpeedColumn(),
         TimeElapsedColumn(),
     )
+    complete = False
     try:
         if options.private and not options.push_to_hub:
             raise ConversionError("--private is for --push-to-hub REPO, which is missing.")
@@ -302,12 +315,17 @@ def main(args: list[str] | None = None) -> int:
                 method=options.method, arithmetic=options.arithmetic, dtype=options.dtype, revision=options.revision,
                 processor=options.processor, overwrite=options.overwrite, progress=progress,
             )  # fmt: skip
+        complete = True
         _print_report(console, report)
         if options.push_to_hub:
             console.print(f"Pushed to {push(output, options.push_to_hub, options.private)}")
     except ConversionError as error:
         errors.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
         return 2
+    except KeyboardInterrupt:
+        left = f"the checkpoint is complete in {output}" if complete else "nothing was left behind"
+        errors.print(f"Interrupted; {left}.", markup=False)
+        return 128 + signal.SIGINT
     return 0
 
 

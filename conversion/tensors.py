@@ -131,6 +131,11 @@ def read_torch(file: Path) -> dict[str, StoredTensor]:
     }
 
 
+def target_dtype(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    """What a tensor of dtype `own` is written as when floating-point ones are `wanted`."""
+    return wanted if wanted is not None and own.is_floating_point else own
+
+
 def write_safetensors(
     file: Path,
     tensors: Mapping[str, StoredTensor | torch.Tensor],
@@ -148,7 +153,7 @@ def write_safetensors(
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        target = _target_dtype(tensor.dtype, dtype)
+        target = target_dtype(tensor.dtype, dtype)
         start, end = end, end + math.prod(tensor.shape) * target.itemsize
         header[name] = {"dtype": DTYPE_NAMES[target], "shape": list(tensor.shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
@@ -171,7 +176,7 @@ def _pieces(
     """What to write: tensors, and `(file, offset, count)` for neighbours in a file that are copied as they are."""
     run: tuple[Path, int, int] | None = None
     for tensor in tensors.values():
-        target = _target_dtype(tensor.dtype, dtype)
+        target = target_dtype(tensor.dtype, dtype)
         if isinstance(tensor, StoredTensor) and tensor.mapped is None and tensor.dtype == target:
             if run is not None and run[0] == tensor.file and run[1] + run[2] == tensor.offset:
                 run = (run[0], run[1], run[2] + tensor.nbytes)
@@ -208,10 +213,6 @@ def _copy_range(source: Path, offset: int, count: int, stream: BinaryIO, on_byte
                 raise ConversionError(f"{source} became shorter while it was read: {count} bytes are missing.")
             offset, count = offset + copied, count - copied
             on_bytes(copied)
-
-
-def _target_dtype(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    return wanted if wanted is not None and own.is_floating_point else own
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -5,11 +5,7 @@ from typing import Any, ClassVar
 
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PretrainedConfig
 
-# The paper's numbers (arXiv 2403.15378, section 3.2). They stand here and nowhere else.
-KEEP = 20  # leading rows of CLIP's table that are well trained, and stay
-RATIO = 4  # each later row becomes this many
-CLIP_LENGTH = 77  # rows of CLIP's own table
-LENGTH = KEEP + RATIO * (CLIP_LENGTH - KEEP)  # 248
+from .defaults import KEEP, LENGTH, RATIO
 
 # What `AutoX.from_pretrained(..., trust_remote_code=True)` finds beside a checkpoint of both towers.
 AUTO_MAP = {
@@ -83,8 +79,10 @@ class LongCLIPConfig(CLIPConfig):
         **kwargs: Any,
     ) -> None:
         kwargs["auto_map"] = dict(AUTO_MAP)  # a Hub id that an earlier load wrote into it would be saved again
+        # `text_config_dict`, the name of before 2023, wins as in CLIPConfig, which would fill in 77 positions with it.
+        text_config = _as_dict(text_config) | _as_dict(kwargs.pop("text_config_dict", None))
         # Stock CLIPTextConfig fills in 77 where a configuration names no length.
-        text_config = {"max_position_embeddings": LENGTH} | _as_dict(text_config)
+        text_config = {"max_position_embeddings": LENGTH} | text_config
         super().__init__(text_config=text_config, vision_config=_as_dict(vision_config), **kwargs)
         # 4.57 builds a stock text configuration whatever `sub_configs` says.
         if not isinstance(self.text_config, LongCLIPTextConfig):

@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPPreTrainedModel, CLIPTextModel, CLIPText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import TransformersKwargs
 
-from .compat import misfits, text_transformer
+from .compat import encode_text, misfits, text_transformer
 from .configuration_longclip import LongCLIPConfig, LongCLIPTextConfig
 
 # `eos_token_id` of configurations older than 2023, for which CLIP pools at the highest id instead.
@@ -124,8 +124,8 @@ class LongCLIPTextModel(_LongCLIPPreTrainedModel, CLIPTextModel):
         **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]
     ) -> BaseModelOutputWithPooling:
         """See [`~transformers.CLIPTextModel.forward`]; all inputs are of shape `(batch_size, sequence_length)`."""
-        output = self.text_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        output = encode_text(
+            self.text_model, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
