@@ -4,6 +4,7 @@ python -m examples.random_clip ViT-B/16 folder
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -68,25 +69,31 @@ def clip_config(size: str, vocab_size: int = 49408, layers: int | None = None, *
     )
 
 
-def write_tokenizer(folder: Path, vocab_size: int = 1000) -> int:
-    """Trains a byte-pair tokenizer of CLIP's kind on a few sentences; returns the size of its vocabulary."""
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
-    from tokenizers.models import BPE
+def write_tokenizer(folder: Path) -> int:
+    """Writes a byte-pair tokenizer of CLIP's kind that has a token for every word of `SENTENCES`.
 
-    tokenizer = Tokenizer(BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    words = [word for sentence in SENTENCES for word in sentence.split()]
-    tokenizer.train_from_iterator(words, trainer)
-    model = json.loads(tokenizer.to_str())["model"]
+    The merges are made here: the trainer of `tokenizers` breaks ties by chance, and figures that are printed must not
+    differ from run to run.
+
+    Returns:
+        The size of its vocabulary; the last two ids are BOS and EOT, as in CLIP.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    alphabet = sorted(ByteLevel.alphabet())
+    merges: dict[tuple[str, str], str] = {}
+    for word in sorted({word for sentence in SENTENCES for word in sentence.split()}):
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            # What comes first in the list of merges is merged first, in this word too.
+            known = [pair for pair in merges if pair in itertools.pairwise(parts)]
+            pair = known[0] if known else (parts[0], parts[1])
+            merges[pair] = "".join(pair)
+            at = list(itertools.pairwise(parts)).index(pair)
+            parts[at : at + 2] = ["".join(pair)]
     # As in CLIP: every byte alone and at the end of a word, what was merged, and the two special tokens last.
-    tokens = alphabet + [f"{byte}</w>" for byte in alphabet]
-    tokens += [token for token in model["vocab"] if token not in set(tokens)] + ["<|startoftext|>", "<|endoftext|>"]
-    merges = "".join(f"{merge if isinstance(merge, str) else ' '.join(merge)}\n" for merge in model["merges"])
+    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *merges.values(), "<|startoftext|>", "<|endoftext|>"]
+    tokens = list(dict.fromkeys(tokens))
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "errors": "replace"}
     special = {"bos_token": "<|startoftext|>"} | dict.fromkeys(
         ("eos_token", "unk_token", "pad_token"), "<|endoftext|>"
@@ -94,7 +101,8 @@ def write_tokenizer(folder: Path, vocab_size: int = 1000) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     vocab = {token: index for index, token in enumerate(tokens)}
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+    lines = "".join(f"{left} {right}\n" for left, right in merges)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{lines}", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config | special), encoding="utf-8")
     (folder / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
     return len(tokens)

@@ -43,12 +43,13 @@ def features(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
-def misfits(loading_info: Mapping[str, Any]) -> list[str]:
-    """The names of tensors that a checkpoint had in another shape, from `from_pretrained`'s loading information.
+def misfits(loading_info: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    """The tensors that a checkpoint had in another shape, from `from_pretrained`'s loading information, by name.
 
-    4.57 lists names, 5 lists `(name, shape in the checkpoint, shape in the model)`.
+    With that shape on 5, which lists `(name, shape in the checkpoint, shape in the model)`; 4.57 lists names.
     """
-    return sorted(entry if isinstance(entry, str) else entry[0] for entry in loading_info["mismatched_keys"])
+    entries = loading_info["mismatched_keys"]
+    return dict(sorted((entry, None) if isinstance(entry, str) else (entry[0], tuple(entry[1])) for entry in entries))
 
 
 def complete_processor(folder: str | Path) -> None:

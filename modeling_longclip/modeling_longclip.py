@@ -5,7 +5,7 @@ stock `CLIPModel` and `CLIPTextModel` load the same checkpoints. The stretching 
 (`conversion/positions.py`), and holding the first rows fixed is a trainer's; neither is code of the model.
 """
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import nn
@@ -18,6 +18,8 @@ from .configuration_longclip import LongCLIPConfig, LongCLIPTextConfig
 
 # `eos_token_id` of configurations older than 2023, for which CLIP pools at the highest id instead.
 _LEGACY_EOS_TOKEN_ID = 2
+# What a text tower leaves out of a full checkpoint; that is no news.
+_IMAGE_TOWER = [r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$"]
 
 
 class _LongCLIPPreTrainedModel(CLIPPreTrainedModel):
@@ -45,14 +47,15 @@ class _LongCLIPPreTrainedModel(CLIPPreTrainedModel):
         tables = [name for name in misfitting if "text_model.embeddings.position_embedding" in f"text_model.{name}"]
         if tables:
             positions = getattr(model.config, "text_config", model.config).max_position_embeddings
+            found = misfitting[tables[0]]
+            rows = "another number of" if found is None else found[0]  # 4.57 says it only in the report that it logs
             raise ValueError(
-                f"{source}: the positional table {tables[0]} does not have the {positions} rows of config.json "
-                "(the report above has both shapes). A CLIP that was never stretched is stretched first: "
-                f"python conversion/stretch.py {source} --output DIR"
+                f"{source}: the positional table {tables[0]} has {rows} rows, and config.json says {positions}. A "
+                f"CLIP that was never stretched is stretched first: python conversion/stretch.py {source} --output DIR"
             )
         if misfitting and not ignore_mismatched_sizes:
             raise ValueError(
-                f"{source}: these tensors have another shape than the configuration asks for: {misfitting}"
+                f"{source}: these tensors have another shape than the configuration asks for: {list(misfitting)}"
             )
         # Who asks for the loading information, or starts from a configuration alone, sees to missing tensors himself.
         missing = sorted(info["missing_keys"])
@@ -102,6 +105,7 @@ class LongCLIPTextModel(_LongCLIPPreTrainedModel, CLIPTextModel):
 
     config_class = LongCLIPTextConfig
     base_model_prefix = "text_model"
+    _keys_to_ignore_on_load_unexpected: ClassVar = [*_IMAGE_TOWER, r"^text_projection\."]
 
     def __init__(self, config: LongCLIPTextConfig) -> None:
         CLIPPreTrainedModel.__init__(self, config)  # CLIPTextModel's would build a second transformer
@@ -134,6 +138,7 @@ class LongCLIPTextModelWithProjection(_LongCLIPPreTrainedModel, CLIPTextModelWit
     """The text tower and its projection: `text_embeds` of shape `(batch_size, projection_dim)`, not normalised."""
 
     config_class = LongCLIPTextConfig
+    _keys_to_ignore_on_load_unexpected: ClassVar = _IMAGE_TOWER
 
     def __init__(self, config: LongCLIPTextConfig) -> None:
         super().__init__(config)
