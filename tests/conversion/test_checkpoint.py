@@ -118,15 +118,15 @@ def test_openais_old_form(
     assert checkpoint.dropped == list(DERIVED_BUFFERS)
     assert has_values(folder, expected)
     text = checkpoint.text_config
-    assert (text.hidden_size, text.num_hidden_layers, text.vocab_size) == (32, 2, 729)
+    assert (text.hidden_size, text.num_hidden_layers, text.vocab_size) == (32, 2, 759)
     assert (text.bos_token_id, text.eos_token_id) == ids
     assert checkpoint.config.vision_config.patch_size == 16
 
-    config = long_config(checkpoint, max_position_embeddings=248, keep=20, eos_token_id=728)
+    config = long_config(checkpoint, max_position_embeddings=248, keep=20, eos_token_id=758)
     assert isinstance(config, LongCLIPConfig)
     text = config.text_config
-    assert (text.hidden_size, text.vocab_size, text.projection_dim) == (32, 729, 24)
-    assert (text.max_position_embeddings, text.keep, text.bos_token_id, text.eos_token_id) == (248, 20, ids[0], 728)
+    assert (text.hidden_size, text.vocab_size, text.projection_dim) == (32, 759, 24)
+    assert (text.max_position_embeddings, text.keep, text.bos_token_id, text.eos_token_id) == (248, 20, ids[0], 758)
     assert (config.vision_config.patch_size, config.projection_dim) == (16, 24)
 
 

@@ -299,9 +299,9 @@ class TestTokenizer:
         assert ours.model_max_length == 248
         cut = ours(TEXTS, truncation=True, padding="max_length")["input_ids"]
         assert {len(ids) for ids in cut} == {248}
-        assert all(ids[0] == 727 and 728 in ids for ids in cut)
-        assert cut[-1][-1] == 728 and 728 not in cut[-1][:-1]
-        assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (727, 728, 728)
+        assert all(ids[0] == 757 and 758 in ids for ids in cut)
+        assert cut[-1][-1] == 758 and 758 not in cut[-1][:-1]
+        assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (757, 758, 758)
 
     @slow_tokenizer
     def test_the_slow_tokenizer_reads_it_too(self, written: Path, clip_folder: Path) -> None:
@@ -310,11 +310,11 @@ class TestTokenizer:
         assert not ours.is_fast
         assert ours(TEXTS, verbose=False)["input_ids"] == original(TEXTS, verbose=False)["input_ids"]
         assert ours.model_max_length == 248
-        assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (727, 728, 728)
+        assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (757, 758, 758)
 
     def test_says_the_end_of_text(self, tokenizer_source: Path, tmp_path: Path) -> None:
         (tmp_path / "other").mkdir()
-        assert write_tokenizer(tmp_path / "other", tokenizer_source, "source", 100) == 728
+        assert write_tokenizer(tmp_path / "other", tokenizer_source, "source", 100) == 758
         assert json.loads((tmp_path / "other" / "tokenizer_config.json").read_text())["model_max_length"] == 100
 
     def test_writes_the_same_bytes_again_and_from_what_it_wrote(
