@@ -64,8 +64,14 @@ class _LongCLIPPreTrainedModel(CLIPPreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
+def _watch_text(text_model: nn.Module) -> None:
+    """Makes CLIP's text transformer refuse what it would misread. Hooks: all three classes call it in one way."""
+    text_model.register_forward_pre_hook(_check_text, with_kwargs=True)
+    text_model.register_forward_hook(_mark_unpooled, with_kwargs=True)
+
+
 def _check_text(text_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Runs before the text transformer (a forward pre-hook) and refuses what it would misread.
+    """Runs before the text transformer. On a GPU the check for EOT waits for `input_ids`.
 
     Raises:
         ValueError: if `input_ids` of shape `(batch_size, sequence_length)` is longer than the positional table, or a
@@ -80,21 +86,43 @@ def _check_text(text_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             f"The text has {input_ids.shape[-1]} tokens and the model {positions} positions. Tokenize with "
             f"truncation=True, max_length={positions}, or stretch the checkpoint to a longer table."
         )
-    eos_token_id = text_model.eos_token_id
-    if eos_token_id == _LEGACY_EOS_TOKEN_ID or input_ids.is_meta or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return
-    has_eot = (input_ids == eos_token_id).any(dim=-1)
-    if torch.compiler.is_compiling():
-        if not torch.compiler.is_exporting():
-            # Compiled into an assertion in the graph; a Python branch on the value would break the graph.
-            assert has_eot.all(), "A row of input_ids has no EOT token, and CLIP would pool its position 0."
-    elif not has_eot.all():
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if input_ids.is_meta or tracing or torch.compiler.is_compiling():
+        return  # there are no values to look at
+    has_eot = _has_eot(text_model, input_ids)
+    if has_eot is not None and not has_eot.all():
         rows = (~has_eot.flatten()).nonzero().flatten().tolist()
+        named = f"rows {rows[:10]}{' ...' if len(rows) > 10 else ''}"
         raise ValueError(
-            f"{len(rows)} of {has_eot.numel()} texts have no EOT token (id {eos_token_id}), rows {rows[:10]}"
-            f"{' ...' if len(rows) > 10 else ''}: CLIP pools at the first EOT. Tokenize with CLIP's tokenizer, which "
-            "appends it, and cut with truncation=True, which keeps it."
+            f"{len(rows)} of {has_eot.numel()} texts have no EOT token (id {text_model.eos_token_id}), {named}: CLIP "
+            "pools at the first EOT. Tokenize with CLIP's tokenizer, which appends it, and cut with truncation=True, "
+            "which keeps it."
         )
+
+
+def _mark_unpooled(text_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Runs after a compiled text transformer: a row without EOT gets NaN instead of the state of position 0.
+
+    A compiled graph cannot raise an error for a value: a branch would break the graph, and an assertion ends the whole
+    process where the code around it runs on several threads.
+    """
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return output
+    has_eot = _has_eot(text_model, args[0] if args else kwargs["input_ids"])
+    if has_eot is None:
+        return output
+    pooled = output[1].masked_fill(~has_eot[:, None], float("nan"))
+    if isinstance(output, BaseModelOutputWithPooling):
+        output.pooler_output = pooled
+        return output
+    return (output[0], pooled, *output[2:])
+
+
+def _has_eot(text_model: Any, input_ids: torch.Tensor) -> torch.Tensor | None:
+    """Which rows have an EOT, of shape `(batch_size,)`; None where CLIP pools without one."""
+    if text_model.eos_token_id == _LEGACY_EOS_TOKEN_ID:
+        return None
+    return (input_ids == text_model.eos_token_id).any(dim=-1)
 
 
 class LongCLIPTextModel(_LongCLIPPreTrainedModel, CLIPTextModel):
@@ -110,7 +138,7 @@ class LongCLIPTextModel(_LongCLIPPreTrainedModel, CLIPTextModel):
     def __init__(self, config: LongCLIPTextConfig) -> None:
         CLIPPreTrainedModel.__init__(self, config)  # CLIPTextModel's would build a second transformer
         self.text_model = text_transformer(config)
-        self.text_model.register_forward_pre_hook(_check_text, with_kwargs=True)
+        _watch_text(self.text_model)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -142,7 +170,7 @@ class LongCLIPTextModelWithProjection(_LongCLIPPreTrainedModel, CLIPTextModelWit
 
     def __init__(self, config: LongCLIPTextConfig) -> None:
         super().__init__(config)
-        self.text_model.register_forward_pre_hook(_check_text, with_kwargs=True)
+        _watch_text(self.text_model)
 
 
 class LongCLIPModel(_LongCLIPPreTrainedModel, CLIPModel):
@@ -154,7 +182,7 @@ class LongCLIPModel(_LongCLIPPreTrainedModel, CLIPModel):
 
     def __init__(self, config: LongCLIPConfig) -> None:
         super().__init__(config)
-        self.text_model.register_forward_pre_hook(_check_text, with_kwargs=True)
+        _watch_text(self.text_model)
 
 
 # A model that is saved again takes its code along.
