@@ -1,0 +1,1 @@
+"""Fine-tuning with primary component matching (paper section 3.3)."""

@@ -1,0 +1,716 @@
+"""Rows of any source -> (image, long caption, short caption), and batches of them.
+
+`load_rows` reads what a `DataArguments` names: ShareGPT4V's JSON, or anything that the library `datasets` reads. A
+source gives a table, `CaptionRows`, which a sampler indexes, or a stream, `CaptionStream`, which never ends and is
+divided among processes and dataloader workers. Both give the same `CaptionRow`s, which `CaptionCollator` batches.
+
+Rows that cannot be trained on are skipped without changing the number of batches, and counted by cause. The counts
+travel with the batches, because the rows are read in other processes than the one that reports them.
+"""
+
+import io
+import itertools
+import json
+import logging
+import math
+import random
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
+
+from training.arguments import DataArguments
+
+logger = logging.getLogger(__name__)
+
+# In the order of the counts that travel with rows and batches.
+BAD_ROW_CAUSES = ("missing", "unreadable", "oversized", "empty_caption")
+# The processor scales the short side to 224 before it crops: 10 million pixels at 1:200, a billion at 1:20,000.
+LARGEST_ASPECT_RATIO = 200
+
+
+class DataError(ValueError):
+    """Data that cannot be trained on: the message says which, why, and what to do."""
+
+
+class BadRow(Exception):
+    """One row that cannot be trained on, for the cause `BAD_ROW_CAUSES[index]`."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause} ({detail})")
+        self.index = BAD_ROW_CAUSES.index(cause)
+
+
+class CaptionRow(TypedDict):
+    """What the datasets give and the collator takes."""
+
+    image: Any  # a PIL image of any mode, or what `transform` made of it: pixel values of shape (3, height, width)
+    caption: str  # the long one
+    short_caption: str
+    bad_rows: Sequence[int]  # how many were skipped on the way to this one, in the order of BAD_ROW_CAUSES
+
+
+def first_sentence(caption: str) -> str:
+    """The text before the first `". "`, or all of it; a line break counts as a space.
+
+    It is the short caption of the released code. The long caption keeps its first sentence.
+    """
+    return caption.replace("\n", " ").partition(". ")[0]
+
+
+def bad_rows_report(counts: Iterable[int]) -> str:
+    """`"13 bad rows: 10 missing, 3 unreadable"`, from counts in the order of `BAD_ROW_CAUSES`."""
+    named = [(int(count), cause) for count, cause in zip(counts, BAD_ROW_CAUSES, strict=True)]
+    causes = ", ".join(f"{count} {cause}" for count, cause in named if count)
+    return f"{sum(count for count, _ in named)} bad rows" + (f": {causes}" if causes else "")
+
+
+# One row
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` in RGB whatever its mode. Transparency is dropped, as transformers' image processors do; 16 bits of grey
+    are scaled to 8, where `convert` alone would turn nearly all of them white.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    elif image.mode == "P":  # to RGB at once, Pillow warns where the palette has transparency
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def read_image(value: Any, root: str | None, max_pixels: int) -> Image.Image:
+    """Opens, checks and decodes an image, upright and in RGB.
+
+    Args:
+        value: a path, the bytes of a file, the `{"bytes", "path"}` of an undecoded `datasets.Image`, or a PIL image.
+        root: where relative paths begin.
+        max_pixels: of the largest image that is decoded.
+
+    Raises:
+        BadRow: if it is missing, unreadable or oversized.
+        DataError: if `value` is nothing of that kind.
+    """
+    name = "an image without a path"
+    if isinstance(value, Mapping):
+        name = value.get("path") or name
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, str) and value:
+        name = value if root is None or "://" in value else str(Path(root, value))
+    if value is None or value == "":
+        raise BadRow("missing", "no path is given")
+    if not isinstance(value, str | bytes | Image.Image):
+        raise DataError(f"The image column must hold images, files or paths, found {type(value).__name__}.")
+    try:
+        # Pillow warns of large images on opening. Their size is checked here, before anything is decoded.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if isinstance(value, Image.Image):
+                return _decode(value, max_pixels, name)
+            with io.BytesIO(value) if isinstance(value, bytes) else _open_file(name) as file:
+                return _decode(Image.open(file), max_pixels, name)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise BadRow("missing", name) from error
+    except Image.DecompressionBombError as error:
+        raise BadRow("oversized", f"{name}: {error}") from error
+    except BadRow:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise BadRow("unreadable", f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _open_file(name: str) -> Any:
+    if "://" not in name:
+        return Path(name).open("rb")
+    import fsspec  # of datasets: hf://, s3://, https://, zip://
+
+    return fsspec.open(name, "rb")
+
+
+def _decode(image: Image.Image, max_pixels: int, name: str) -> Image.Image:
+    width, height = image.size
+    if width * height > max_pixels or max(width, height) > LARGEST_ASPECT_RATIO * min(width, height):
+        limits = f"at most {max_pixels} pixels, and 1:{LARGEST_ASPECT_RATIO}"
+        raise BadRow("oversized", f"{name}: {width} x {height}; {limits}")
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def field(row: Mapping[str, Any], column: str) -> Any:
+    """`row[column]`, or what lies within a structure, `"json.caption"`, or None."""
+    if column in row:
+        return row[column]
+    outer, _, inner = column.partition(".")
+    return field(row[outer], inner) if inner and isinstance(row.get(outer), Mapping) else None
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Makes of a source's row what is trained on: `(image, long caption, short caption)`.
+
+    Args:
+        image_column, long_column: where they are.
+        short_column: or None, for the first sentence of the long caption.
+        image_root: where relative paths of images begin.
+        max_image_pixels: of the largest image that is decoded.
+        transform: what an RGB image becomes, such as `CaptionCollator.pixels`. Without it, a dataloader worker holds
+            the decoded images of a whole batch: 18 GB for 2048 of 3 megapixels.
+    """
+
+    image_column: str
+    long_column: str
+    short_column: str | None
+    image_root: str | None
+    max_image_pixels: int
+    transform: Callable[[Image.Image], Any] | None = None
+
+    def __call__(self, row: Mapping[str, Any]) -> tuple[Any, str, str]:
+        """
+        Raises:
+            BadRow: if the row cannot be trained on.
+        """
+        caption = self._caption(row, self.long_column)
+        short = self._caption(row, self.short_column) if self.short_column else first_sentence(caption)
+        if not short.strip():
+            raise BadRow("empty_caption", f"nothing stands before the first '. ' of {caption[:40]!r}")
+        image = read_image(field(row, self.image_column), self.image_root, self.max_image_pixels)
+        return (image if self.transform is None else self.transform(image)), caption, short
+
+    def _caption(self, row: Mapping[str, Any], column: str) -> str:
+        caption = field(row, column)
+        if caption is not None and not isinstance(caption, str):
+            raise DataError(f"Column {column!r} must hold texts, found {type(caption).__name__}: {caption!r:.80}")
+        if caption is None or not caption.strip():
+            raise BadRow("empty_caption", f"column {column!r}")
+        return caption
+
+
+def _forbid(place: str, bad: BadRow) -> DataError:
+    return DataError(f"{place} cannot be trained on: {bad}. Mend or remove it, or skip such rows: --on_bad_row skip.")
+
+
+def _all_bad(rows: str, counts: Iterable[int], example: BadRow | None) -> DataError:
+    return DataError(f"None of {rows} can be trained on. {bad_rows_report(counts)}; the last one: {example}.")
+
+
+# Tables
+
+
+class CaptionRows(Dataset[CaptionRow]):
+    """A table of rows whose images are decoded when asked for.
+
+    A bad row is replaced, so that an epoch has the same number of batches on every process. Its substitute is the
+    first good row on a walk from it that comes by every row in strides of about 0.618 of the table. So rows that are
+    bad together (of ShareGPT4V, a collection of images that was not downloaded) get substitutes from all over the
+    table, not all the same one.
+
+    Args:
+        rows: the source's rows by index: a `datasets.Dataset`, mapped from disk, or any sequence.
+        read: makes of a row what is trained on.
+        on_bad_row: `"skip"`, or `"error"`.
+        first_row: the number of `rows[0]` in its source, for error messages.
+
+    Raises:
+        DataError: on access, at a bad row under `"error"`, or if all rows are bad.
+    """
+
+    def __init__(self, rows: Any, read: RowReader, on_bad_row: str = "skip", first_row: int = 0) -> None:
+        self.rows = rows
+        self.read = read
+        self.on_bad_row = on_bad_row
+        self.first_row = first_row
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> CaptionRow:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        counts = [0] * len(BAD_ROW_CAUSES)
+        last = None
+        for place in walk(index, len(self)):
+            try:
+                image, caption, short = self.read(self.rows[place])
+            except BadRow as bad:
+                if self.on_bad_row == "error":
+                    raise _forbid(f"Row {self.first_row + place}", bad) from bad
+                logger.info("row %d: %s", self.first_row + place, bad)
+                counts[bad.index] += 1
+                last = bad
+            else:
+                return CaptionRow(image=image, caption=caption, short_caption=short, bad_rows=counts)
+        raise _all_bad(f"the {len(self)} rows", counts, last)
+
+
+def walk(start: int, size: int) -> Iterator[int]:
+    """Every index below `size` once, beginning with `start`, in strides of about `0.618 * size`."""
+    stride = max(1, int(0.618 * size))
+    while math.gcd(stride, size) != 1:
+        stride += 1
+    return ((start + step * stride) % size for step in range(size))
+
+
+# Streams
+
+
+def share(slot: int, slots: int, shards: int) -> list[tuple[int, range]]:
+    """Which rows one of `slots` readers reads: `(shard, residues)` for those with `row % slots` in `residues`.
+
+    Every row of every shard belongs to one reader, and all read equally much where the shards are of equal size.
+    Shards are read whole where their number is a multiple of the readers', and by as few as can be where it is not.
+    """
+    # Every shard is `slots` columns, row r in column r % slots; all columns, in a line, are dealt out: `shards` each.
+    first, end = slot * shards, (slot + 1) * shards
+    return [
+        (shard, range(max(0, first - shard * slots), min(slots, end - shard * slots)))
+        for shard in range(first // slots, -(-end // slots))
+    ]
+
+
+def shuffled(rows: Iterable[Any], size: int, rng: random.Random) -> Iterator[Any]:
+    """`rows` in another order, each drawn by `rng` from `size` that are held."""
+    held: list[Any] = []
+    for row in rows:
+        if len(held) < size:
+            held.append(row)
+            continue
+        drawn = rng.randrange(size)
+        yield held[drawn]
+        held[drawn] = row
+    rng.shuffle(held)
+    yield from held
+
+
+def shard_rows(rows: Any, shard: int) -> Iterator[Mapping[str, Any]]:
+    """The rows of one shard of a `datasets.IterableDataset`, in order.
+
+    Raises:
+        DataError: where the shard breaks off.
+    """
+    position, last = 0, "its beginning"
+    try:
+        # `iter(batch_size)` and not `iter()`, which would divide the shards among dataloader workers once more.
+        for batch in rows.shard(num_shards=rows.num_shards, index=shard).iter(batch_size=16):
+            for values in zip(*batch.values(), strict=True):
+                row = dict(zip(batch, values, strict=True))
+                yield row
+                last = f"row {position} {_tar_place(row)}".rstrip()
+                position += 1
+    except Exception as error:  # of the file system, of tarfile, of a decoder
+        raise DataError(
+            f"Shard {shard} of {rows.num_shards} breaks off soon after {last}: {type(error).__name__}: {error}. "
+            "Fetch or write it again, or leave it out."
+        ) from error
+
+
+def _tar_place(row: Mapping[str, Any]) -> str:
+    return f"({row['__key__']} in {row['__url__']})" if "__key__" in row else ""
+
+
+class CaptionStream(IterableDataset[CaptionRow]):
+    """A stream of rows without end, of which every process and every dataloader worker reads its own share.
+
+    A pass comes by every row once; after it the next begins, in another order. Training ends by `max_steps`, so no
+    process ends before the others. The order depends on the seed, the pass, the numbers of processes and of workers.
+
+    The stream divides itself: nothing may divide it again. `accelerate` would; prepare its dataloader with
+    `accelerate.data_loader.prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True,
+    dispatch_batches=False)`.
+
+    Args:
+        rows: a `datasets.IterableDataset`.
+        read: makes of a row what is trained on.
+        on_bad_row: `"skip"`, or `"error"`.
+        begin: shard and row that training begins with. Those before are held out.
+        shuffle_buffer: rows that are held, undecoded, to draw from.
+        seed: of the order.
+        rank, world_size: this process and how many there are.
+
+    Raises:
+        DataError: on iteration, at a bad row under `"error"`, at a shard that breaks off, after a pass without a good
+            row, or where there are more readers than rows.
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        read: RowReader,
+        on_bad_row: str = "skip",
+        *,
+        begin: tuple[int, int] = (0, 0),
+        shuffle_buffer: int = 1000,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.rows = rows
+        self.read = read
+        self.on_bad_row = on_bad_row
+        self.begin = begin
+        self.shuffle_buffer = shuffle_buffer
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The number of the pass that the next iteration begins with."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[CaptionRow]:
+        counts = [0] * len(BAD_ROW_CAUSES)
+        for epoch in itertools.count(self.epoch):
+            good, total, last = 0, 0, None
+            for place, row in self.one_pass(epoch):
+                total += 1
+                try:
+                    image, caption, short = self.read(row)
+                except BadRow as bad:
+                    if self.on_bad_row == "error":
+                        raise _forbid(place, bad) from bad
+                    logger.info("%s: %s", place, bad)
+                    counts[bad.index] += 1
+                    last = bad
+                else:
+                    good += 1
+                    yield CaptionRow(image=image, caption=caption, short_caption=short, bad_rows=counts)
+                    counts = [0] * len(BAD_ROW_CAUSES)
+            slot, slots = self._slot()
+            if not total:
+                raise DataError(f"Nothing is left to read for reader {slot} of {slots}: fewer processes or workers.")
+            if not good:
+                raise _all_bad(f"the {total} rows of reader {slot} of {slots}", counts, last)
+
+    def one_pass(self, epoch: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """This reader's rows once, undecoded and shuffled, each with its place in the source."""
+        slot, slots = self._slot()
+        rng = random.Random(f"{self.seed} {epoch} {slot}")
+        shares = share(slot, slots, self.rows.num_shards - self.begin[0])
+        rng.shuffle(shares)
+        return shuffled((row for part in shares for row in self._part(*part, slots)), self.shuffle_buffer, rng)
+
+    def _part(self, trained: int, residues: range, slots: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The rows in `residues` of a shard, counted from the one that training begins with."""
+        shard = self.begin[0] + trained
+        begin = 0 if trained else self.begin[1]
+        for number, row in enumerate(shard_rows(self.rows, shard)):
+            if number >= begin and (number - begin) % slots in residues:
+                yield f"Row {number} of shard {shard} {_tar_place(row)}".rstrip(), row
+
+    def _slot(self) -> tuple[int, int]:
+        """Which reader this is, of how many: every dataloader worker of every process is one."""
+        worker = get_worker_info()
+        workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        return self.rank * workers + number, self.world_size * workers
+
+
+# Sources
+
+
+def load_rows(
+    data: DataArguments,
+    *,
+    transform: Callable[[Image.Image], Any] | None = None,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> tuple[CaptionRows | CaptionStream, CaptionRows | None]:
+    """The rows to train on, and those held out: the first `heldout_rows` of their split, less the bad ones among them.
+
+    Args:
+        data: which rows, and how to read them.
+        transform: applied to every image as it is read, such as `CaptionCollator.pixels`.
+        seed: of the order of a stream. The order of a table is its sampler's affair.
+        rank, world_size: this process and how many there are, for a stream. A table is divided by its sampler. The
+            held-out rows are the same on every process.
+
+    Raises:
+        DataError: if the rows or columns that `data` names are not there.
+        ImportError: if `datasets` is not installed.
+    """
+    read = RowReader(
+        data.image_column, data.long_column, data.short_column, data.image_root, data.max_image_pixels, transform
+    )
+    rows = _open(data, data.train_split)
+    if data.heldout_split in (None, data.train_split):
+        heldout, begin = _first(rows, data.heldout_rows)
+    else:
+        heldout, _ = _first(_open(data, str(data.heldout_split)), data.heldout_rows)
+        _, begin = _first(rows, 0)
+    if begin is None:
+        raise DataError(
+            f"{data.data} has no rows in {data.train_split!r} beyond the {len(heldout)} held out: hold out fewer than "
+            f"--heldout_rows {data.heldout_rows}, or rows of another --heldout_split."
+        )
+    train: CaptionRows | CaptionStream
+    if _is_stream(rows):
+        train = CaptionStream(
+            rows,
+            read,
+            data.on_bad_row,
+            begin=begin,
+            shuffle_buffer=data.shuffle_buffer,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+    else:
+        train = CaptionRows(rows.select(range(begin[1], len(rows))), read, data.on_bad_row, first_row=begin[1])
+    if not len(heldout):
+        return train, None
+    if data.on_bad_row == "skip":
+        heldout = _good_rows(heldout, replace(read, transform=None))
+    return train, CaptionRows(heldout, read, "error")
+
+
+def _first(rows: Any, count: int) -> tuple[Any, tuple[int, int] | None]:
+    """The first `count` rows, and the shard and row behind them, or None at the end. A table is one shard."""
+    if not _is_stream(rows):
+        count = min(count, len(rows))
+        return rows.select(range(count)), (0, count) if count < len(rows) else None
+    first: list[Mapping[str, Any]] = []
+    for shard in range(rows.num_shards):
+        for number, row in enumerate(shard_rows(rows, shard)):
+            if len(first) == count:
+                return first, (shard, number)
+            first.append(row)
+    return first, None
+
+
+def _good_rows(rows: Any, read: RowReader) -> Any:
+    """`rows` without the bad ones. A substitute, as in training, would be a second right answer in retrieval."""
+    good, counts, last = [], [0] * len(BAD_ROW_CAUSES), None
+    for index in range(len(rows)):
+        try:
+            read(rows[index])
+        except BadRow as bad:
+            logger.info("held-out row %d: %s", index, bad)
+            counts[bad.index] += 1
+            last = bad
+        else:
+            good.append(index)
+    if not good:
+        raise _all_bad(f"the {len(rows)} held-out rows", counts, last)
+    if last is not None:
+        logger.warning("%d of %d held-out rows are left out. %s.", sum(counts), len(rows), bad_rows_report(counts))
+    return Subset(rows, good)
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            'Training data is read with the package `datasets`, of the extra "train". In the checkout: '
+            'pip install -e ".[train]"'
+        ) from error
+    return datasets
+
+
+def _is_stream(rows: Any) -> bool:
+    return isinstance(rows, _datasets().IterableDataset)
+
+
+def _open(data: DataArguments, split: str) -> Any:
+    """A `datasets.Dataset`, or an `IterableDataset` where streamed: undecoded images, and only the columns needed.
+
+    Raises:
+        DataError: if a column is not there.
+    """
+    datasets = _datasets()
+    if data.data_format == "sharegpt4v":
+        rows = _open_sharegpt4v(data)
+    elif data.data_format == "datasets":
+        rows = datasets.load_dataset(data.data, data.data_config, split=split, streaming=data.streaming)
+    else:
+        where = {"data_dir" if Path(data.data).is_dir() else "data_files": data.data}
+        streaming = data.streaming or data.data_format == "webdataset"
+        rows = datasets.load_dataset(data.data_format, split=split, streaming=streaming, **where)
+    names = rows.column_names or list(next(shard_rows(rows, 0), {}))
+    needed = []
+    for setting in ("image_column", "long_column", "short_column"):
+        column = getattr(data, setting)
+        if column is not None:
+            needed.append(column if column in names else column.partition(".")[0])
+            if needed[-1] not in names:
+                raise DataError(
+                    f"{data.data} has no column {column!r} but {names}: name the right one with --{setting}."
+                )
+    if rows.features and isinstance(rows.features[needed[0]], datasets.Image):
+        rows = rows.cast_column(needed[0], datasets.Image(decode=False))
+    return rows.select_columns(
+        list(dict.fromkeys(needed)) + [name for name in ("__key__", "__url__") if name in names]
+    )
+
+
+def _open_sharegpt4v(data: DataArguments) -> Any:
+    """A table of paths and captions on disk, made once. As Python objects, every worker would copy 1.2 M rows."""
+    datasets = _datasets()
+    path, root = Path(data.data), Path(str(data.image_root))
+    if not path.is_file():
+        raise DataError(f"There is no file {path}; sharegpt4v needs its JSON file.")
+    if not root.is_dir():
+        raise DataError(f"--image_root {root} is not a folder.")
+    state = path.stat()
+    try:
+        return datasets.Dataset.from_generator(
+            _sharegpt4v_rows,
+            features=datasets.Features({"image": datasets.Value("string"), "caption": datasets.Value("string")}),
+            gen_kwargs={"path": str(path.resolve()), "size": state.st_size, "mtime": state.st_mtime_ns},
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from None
+        raise
+
+
+def _sharegpt4v_rows(path: str, size: int, mtime: int) -> Iterator[dict[str, str | None]]:
+    """ShareGPT4V's rows. `size` and `mtime` are for the table's name: a file that changed gets a new table."""
+    for entry in _json_objects(Path(path)):
+        turns = entry.get("conversations") or ()
+        yield {
+            "image": entry.get("image"),
+            "caption": next((t["value"] for t in turns if t.get("from") == "gpt"), None),
+        }
+
+
+def _json_objects(path: Path, chunk: int = 1 << 20) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON list one by one: all of ShareGPT4V's 1.3 GB at once take several times that.
+
+    Raises:
+        DataError: if the file is not a JSON list of objects.
+    """
+    decoder, between, count = json.JSONDecoder(), re.compile(r"[\s,]*"), 0
+    with path.open(encoding="utf-8-sig") as file:
+        text = file.read(chunk).lstrip()
+        if not text.startswith("["):
+            raise DataError(f"{path} must hold a JSON list of objects, it begins with {text[:20]!r}.")
+        at = 1
+        while True:
+            match = between.match(text, at)
+            at = match.end() if match else at
+            if text.startswith("]", at):
+                return
+            try:
+                entry, at = decoder.raw_decode(text, at)
+            except json.JSONDecodeError as error:
+                # The object goes on behind what was read, or is broken. Ever longer steps find the end in linear time.
+                more = file.read(max(chunk, len(text) - at))
+                if not more:
+                    raise DataError(f"{path} is broken or breaks off after object {count}: {error.msg}.") from error
+                text, at = text[at:] + more, 0
+                continue
+            if not isinstance(entry, dict):
+                raise DataError(f"{path} must hold a JSON list of objects, element {count} is {entry!r:.40}.")
+            yield entry
+            count += 1
+
+
+# Batches
+
+
+class CaptionCollator:
+    """Makes one batch of rows.
+
+    Args:
+        tokenizer: CLIP's, of any kind that transformers has.
+        image_processor: CLIP's.
+        max_length: positions of the text tower; what is longer is cut there and keeps its EOT.
+
+    Raises:
+        ValueError: if the tokenizer has no padding token.
+    """
+
+    def __init__(self, tokenizer: Any, image_processor: Any, max_length: int) -> None:
+        if tokenizer.pad_token_id is None:
+            raise ValueError("The tokenizer has no pad_token. CLIP's own pads with its end-of-text token.")
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.max_length = max_length
+
+    def __call__(self, rows: Sequence[CaptionRow]) -> dict[str, torch.Tensor]:
+        """A batch:
+
+        - `pixel_values`, `torch.FloatTensor` of shape `(batch_size, 3, height, width)`;
+        - `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(batch_size, sequence_length)`: the long
+          captions, padded on the right to the longest of them;
+        - `short_input_ids` and `short_attention_mask`: the same of the short captions, padded to their own longest;
+        - `bad_rows`, `torch.LongTensor` of shape `(len(BAD_ROW_CAUSES),)`: rows skipped on the way to this batch;
+        - `truncated`, `torch.LongTensor` of shape `()`: long captions that were cut at `max_length`.
+        """
+        images = (row["image"] for row in rows)
+        input_ids, attention_mask, truncated = self.tokens([row["caption"] for row in rows])
+        short_input_ids, short_attention_mask, _ = self.tokens([row["short_caption"] for row in rows])
+        return {
+            "pixel_values": torch.stack([self.pixels(i) if isinstance(i, Image.Image) else i for i in images]),
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "short_input_ids": short_input_ids,
+            "short_attention_mask": short_attention_mask,
+            "bad_rows": torch.tensor([row["bad_rows"] for row in rows]).sum(0),
+            "truncated": torch.tensor(truncated),
+        }
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """`image`, of any mode, as `torch.FloatTensor` of shape `(3, height, width)`."""
+        # Without its format, a picture 3 pixels high would be taken for one whose channels come first.
+        made = self.image_processor(images=to_rgb(image), input_data_format="channels_last", return_tensors="pt")
+        return made["pixel_values"][0]
+
+    def tokens(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """`(input_ids, attention_mask, how many captions were cut)`; the tensors of shape `(batch_size, longest)`."""
+        encoded = self.tokenizer(list(captions), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+        cut = [ids if len(ids) <= self.max_length else ids[: self.max_length - 1] + ids[-1:] for ids in encoded]
+        input_ids = torch.full((len(cut), max(map(len, cut))), self.tokenizer.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(cut):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            attention_mask[row, : len(ids)] = 1
+        return input_ids, attention_mask, sum(len(ids) > self.max_length for ids in encoded)
+
+
+def length_groups(lengths: torch.Tensor, groups: int) -> tuple[torch.Tensor, list[int]]:
+    """Splits a batch into at most `groups` groups of similar length, each to be padded to its own longest.
+
+    Of all such splits it is one with the fewest tokens in all, padding included: `sum(size * longest)`. It takes
+    `O(groups * distinct_lengths ** 2)` operations, whatever the batch size.
+
+    Args:
+        lengths: token counts, `torch.LongTensor` of shape `(batch_size,)`.
+        groups: how many groups at most.
+
+    Returns:
+        `(order, sizes)`: a permutation of shape `(batch_size,)`, shortest first, and the sizes of the groups along it.
+        `ids[order].split(sizes)` are the groups, and `torch.cat(features)[order.argsort()]` restores the batch.
+
+    Raises:
+        ValueError: if `lengths` is not a vector with at least one element, or `groups` is below 1.
+    """
+    if lengths.ndim != 1 or not len(lengths) or groups < 1:
+        raise ValueError(
+            f"Expected lengths of shape (batch_size,) and groups >= 1, got {tuple(lengths.shape)}, {groups}."
+        )
+    order = lengths.argsort(stable=True)
+    longest, counts = lengths.cpu().unique(return_counts=True)
+    ends = counts.cumsum(0)
+    # tokens[i, j]: of one group from distinct length i to j.
+    tokens = ((ends - (ends - counts)[:, None]) * longest).double()
+    tokens.masked_fill_(torch.ones_like(tokens, dtype=torch.bool).tril(-1), math.inf)
+    best, begins = tokens[0], []  # best[j]: of all up to distinct length j, in one group, then in two, and so on
+    for _ in range(min(groups, len(longest)) - 1):  # one more group always saves, as long as lengths differ
+        best, before = (best[:-1, None] + tokens[1:]).min(0)  # the last group begins at distinct length before + 1
+        begins.append(before + 1)
+    boundaries = [len(longest)]
+    for begin in reversed(begins):
+        boundaries.append(int(begin[boundaries[-1] - 1]))
+    boundaries.append(0)
+    sizes = [int(counts[first:end].sum()) for end, first in itertools.pairwise(boundaries)]
+    return order, sizes[::-1]

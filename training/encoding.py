@@ -1,0 +1,131 @@
+"""Both towers on a batch: captions in groups of similar length, and the gradient cache."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from modeling_longclip.compat import features
+from training.captions import length_groups
+
+
+class Embeddings(NamedTuple):
+    """What a step needs of the model: features of shape `(local_batch, projection_dim)`, not normalised, float32."""
+
+    image: torch.Tensor
+    long: torch.Tensor
+    short: torch.Tensor | None
+    logit_scale: torch.Tensor
+
+
+def encode(
+    model: nn.Module, batch: Mapping[str, torch.Tensor], short: bool, groups: int, chunk_size: int | None
+) -> Embeddings:
+    """Runs both towers on a batch of `CaptionCollator`.
+
+    With a `chunk_size` this is the gradient cache (GradCache, arXiv 2101.06983): each chunk is encoded without keeping
+    what its backward pass needs, the loss sees the features of the whole batch, and the backward pass encodes chunk by
+    chunk once more. Activation checkpointing of whole chunks is exactly that, so features, loss and every gradient
+    are those of the uncached step, under DDP and FSDP too.
+
+    Args:
+        model: a `LongCLIPModel`, or a peft model around one.
+        batch: `pixel_values` and `input_ids`, and with `short` also `short_input_ids`, and their attention masks.
+        short: encode the short captions too.
+        groups: captions are encoded in at most so many groups of similar length, each cut to its own longest.
+        chunk_size: rows that are encoded at a time; None for all at once and no cache.
+    """
+    clip = clip_of(model)
+    chunks = batch["pixel_values"].split(chunk_size or len(batch["pixel_values"]))
+    image = torch.cat([_encoded(_image_features, chunk_size, clip, chunk) for chunk in chunks])
+    long = encode_texts(clip, batch["input_ids"], batch["attention_mask"], groups, chunk_size)
+    short_texts = None
+    if short:
+        short_ids, short_mask = batch["short_input_ids"], batch["short_attention_mask"]
+        short_texts = encode_texts(clip, short_ids, short_mask, groups, chunk_size)
+    return Embeddings(image, long, short_texts, clip.logit_scale.float())
+
+
+def encode_texts(
+    clip: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, groups: int, chunk_size: int | None
+) -> torch.Tensor:
+    """Text features of shape `(batch_size, projection_dim)`; see `encode`."""
+    lengths = attention_mask.sum(dim=1).cpu()
+    order, sizes = length_groups(lengths, groups)
+    longest = [int(part.max()) for part in lengths[order].split(sizes)]
+    order = order.to(input_ids.device)
+    encoded = []
+    for rows, length in zip(order.split(sizes), longest, strict=True):
+        # No mask is needed: attention is causal, and padding stands after the EOT.
+        trimmed = input_ids[rows, :length]
+        encoded += [_encoded(_text_features, chunk_size, clip, c) for c in trimmed.split(chunk_size or len(trimmed))]
+    return torch.cat(encoded)[order.argsort()]
+
+
+def _image_features(clip: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    return features(clip.get_image_features(pixel_values=pixel_values)).float()
+
+
+def _text_features(clip: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    return features(clip.get_text_features(input_ids=input_ids)).float()
+
+
+def _encoded(
+    encoder: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+    chunk_size: int | None,
+    clip: nn.Module,
+    chunk: torch.Tensor,
+) -> torch.Tensor:
+    if chunk_size is None or not torch.is_grad_enabled():
+        return encoder(clip, chunk)
+    encoded: torch.Tensor = checkpoint(encoder, clip, chunk, use_reentrant=False)
+    return encoded
+
+
+def clip_of(model: nn.Module) -> Any:
+    """The `LongCLIPModel`, also where a peft model is around it."""
+    outer: Any = model
+    return outer.get_base_model() if hasattr(outer, "get_base_model") else outer
+
+
+@contextmanager
+def forward_is(model: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Within it, calling `model`, or DDP or FSDP around it, runs `function`: they act on calls of the model only."""
+    before = vars(model).get("forward")  # accelerate's, with autocast
+    model.forward = function
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
+
+
+def keep_rows_fixed(clip: Any, keep: int) -> None:
+    """Rows 0 ... `keep - 1` of the text's positional table get no gradient; weight decay is the optimizer's matter.
+
+    A hook on the table's output, not on its gradient: it holds wherever the parameter lies, under FSDP and LoRA too.
+    """
+
+    def hold(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return torch.where((args[0] < keep)[..., None], output.detach(), output)
+
+    clip.text_model.embeddings.position_embedding.register_forward_hook(hold)
+
+
+class FrozenText(nn.Module):
+    """A frozen copy of the text tower as it is when training begins, for the bounded strategy."""
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.text_model, self.text_projection = copy.deepcopy((clip.text_model, clip.text_projection))
+        self.eval().requires_grad_(False)
+
+    def get_text_features(self, input_ids: torch.Tensor) -> torch.Tensor:
+        encoded: torch.Tensor = self.text_projection(self.text_model(input_ids=input_ids).pooler_output)
+        return encoded

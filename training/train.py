@@ -1,0 +1,342 @@
+"""Fine-tunes a stretched CLIP on images with long captions.
+
+    python training/train.py --recipe laptop --model long-clip --data photos --output_dir tuned
+    python training/train.py --recipe released --model long-clip --data captions.json --image_root DIR ...
+    python training/train.py --recipe my-recipe.yaml             # every setting from a file
+    accelerate launch training/train.py --recipe paper ...       # any number of processes and machines
+
+Settings come from the recipe (`paper`, `released`, `laptop`, or a YAML file of your own), then from the command line,
+which wins. A run that was interrupted goes on from its last complete checkpoint when the same command is given again.
+"""
+
+import argparse
+import difflib
+import functools
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+RECIPES = Path(__file__).parent / "recipes"
+# Of transformers' 130 or so settings, those that `--help` shows beside our own.
+SHOWN = (
+    "output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "label_smoothing_factor",
+    "max_grad_norm", "optim", "bf16", "fp16", "gradient_checkpointing", "torch_compile", "use_cpu",
+    "dataloader_num_workers", "eval_strategy", "eval_steps", "logging_steps", "report_to", "save_strategy",
+    "save_steps", "save_total_limit", "resume_from_checkpoint", "seed", "log_level",
+)  # fmt: skip
+EPILOG = """\
+Rows that cannot be trained on are skipped, counted by cause and reported at the end (--on_bad_row error: it ends).
+Held-out rows (--heldout_rows) are evaluated with --eval_strategy and at the end: retrieval, both ways.
+All of transformers' TrainingArguments are settings too: --help_all lists them.
+"""
+
+
+@dataclass
+class Settings:
+    """Everything a run is made of."""
+
+    model: Any
+    data: Any
+    training: Any
+
+
+def recipe_names() -> list[str]:
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The settings of a recipe by its name, or of a YAML file.
+
+    Raises:
+        ValueError: if there is no such recipe, or it is not a mapping of settings to values.
+    """
+    import yaml
+
+    file = RECIPES / f"{recipe}.yaml" if recipe in recipe_names() else Path(recipe)
+    if not file.is_file():
+        raise ValueError(f"There is no recipe {recipe!r}: name one of {', '.join(recipe_names())}, or a YAML file.")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} must hold `setting: value` lines, found a {type(values).__name__}.")
+    return values
+
+
+def parse(args: list[str]) -> Settings:
+    """The settings of a recipe and of the command line, which wins.
+
+    Raises:
+        ValueError: for a recipe that does not exist, a setting that nobody knows, or values that do not fit.
+        SystemExit: after `--help`, and with code 2 for a command line that argparse refuses.
+    """
+    from training.arguments import DataArguments, LongCLIPTrainingArguments, ModelArguments
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    recipe, rest = first.parse_known_args(args)
+    parts = (ModelArguments, DataArguments, LongCLIPTrainingArguments)
+    parser = _parser(parts, "--help_all" in rest)
+    given: list[str] = []
+    if recipe.recipe is not None:
+        known = {field.name for part in parts for field in fields(part) if field.init}
+        for name, value in read_recipe(recipe.recipe).items():
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, 1)
+                raise ValueError(
+                    f"Recipe {recipe.recipe}: there is no setting {name!r}"
+                    + (f"; {near[0]!r} is the nearest." if near else ".")
+                )
+            if value is not None:
+                given += [f"--{name}", *_words(value)]
+    namespace = parser.parse_args([*given, *rest])
+    model, data, training = (
+        part(**{field.name: getattr(namespace, field.name) for field in fields(part) if field.init}) for part in parts
+    )
+    return Settings(model, data, training)
+
+
+def _words(value: Any) -> list[str]:
+    """A recipe's value as the words of a command line."""
+    if isinstance(value, list):
+        return [str(part) for part in value]
+    return [json.dumps(value) if isinstance(value, dict) else str(value)]
+
+
+def _parser(parts: tuple[Any, ...], everything: bool) -> Any:
+    from transformers import HfArgumentParser, TrainingArguments
+
+    class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+        def _get_help_string(self, action: argparse.Action) -> str | None:
+            return action.help if action.default is None else super()._get_help_string(action)
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> None:
+            """Without the usage, which would be longer than a screen."""
+            _complain(f"{message} (--help explains the settings)")
+            raise SystemExit(2)
+
+    parser = Parser(
+        parts,
+        prog="longclip-train",
+        description=__doc__,
+        epilog=EPILOG,
+        usage="%(prog)s [--recipe NAME|FILE] --model MODEL --data DATA --output_dir DIR [--SETTING VALUE ...]",
+        formatter_class=functools.partial(Formatter, max_help_position=38, width=119),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", help=f"{', '.join(recipe_names())}, or a YAML file of settings")
+    parser.add_argument("--help_all", action="help", help="show transformers' settings too, and exit")
+    hidden = set() if everything else {field.name for field in fields(TrainingArguments)} - set(SHOWN)
+    for action in parser._actions:
+        if action.dest in hidden:
+            action.help = argparse.SUPPRESS
+        # Only what is shown: with dashes for underscores, every setting is understood too.
+        action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
+        if action.nargs != 0 and not 0 < len(list(action.choices or ())) < 10:
+            action.metavar = "VALUE"
+    return parser
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for settings, data or a checkpoint that the user can mend."""
+    import transformers  # noqa: F401  its own errors, of a version that does not fit, are not ours
+
+    settings = None
+    with _terminated_like_interrupted():
+        try:
+            settings = parse(sys.argv[1:] if args is None else args)
+            run(settings)
+        except _mendable() as error:
+            if settings is not None and settings.training.log_level == "debug":
+                raise
+            _complain(one_line(error), every_process=settings is not None)
+            _leave_process_group(together=False)
+            return 2
+        except KeyboardInterrupt as stop:
+            if _is_first_process():
+                print("Interrupted. The same command goes on from the last complete checkpoint.", file=sys.stderr)
+            _leave_process_group(together=False)
+            return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+    _leave_process_group(together=True)
+    return 0
+
+
+def run(settings: Settings) -> dict[str, float]:
+    """Trains, evaluates on the held-out rows, writes the checkpoint and the curves; returns the last metrics.
+
+    Raises:
+        ValueError: for settings that do not fit each other, the model or the data.
+    """
+    from transformers import AutoProcessor, TrainerCallback, set_seed
+
+    from modeling_longclip import LongCLIPModel
+    from modeling_longclip.defaults import CLIP_LENGTH
+    from training.captions import CaptionCollator, CaptionStream, load_rows
+    from training.trainer import COMPLETE, LongCLIPTrainer, is_complete, last_complete_checkpoint
+
+    class StopIfDone(TrainerCallback):
+        """The Trainer takes one step too many when it goes on from the checkpoint of the last step."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step >= state.max_steps:
+                raise _Done
+
+    training = settings.training
+    set_seed(training.seed)
+    options = {"revision": settings.model.revision}
+    try:
+        processor = AutoProcessor.from_pretrained(settings.model.model, **options)
+        attention = settings.model.attn_implementation
+        model = LongCLIPModel.from_pretrained(settings.model.model, attn_implementation=attention, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model {settings.model.model} does not load: {error}") from error
+    positions = model.config.text_config.max_position_embeddings
+    if positions <= CLIP_LENGTH:
+        raise ValueError(
+            f"--model {settings.model.model} reads {positions} tokens. Stretch it first: "
+            f"python conversion/stretch.py {settings.model.model}"
+        )
+    if settings.model.lora_rank:
+        model = with_adapters(model, settings.model.lora_rank, settings.model.lora_alpha)
+    collator = CaptionCollator(processor.tokenizer, processor.image_processor, positions)
+    train_rows, heldout_rows = load_rows(
+        settings.data,
+        transform=collator.pixels,
+        seed=training.seed,
+        rank=training.process_index,
+        world_size=training.world_size,
+    )
+    if isinstance(train_rows, CaptionStream) and training.max_steps <= 0:
+        raise ValueError("A stream has no end: say with --max_steps how many steps to train.")
+    batch = training.train_batch_size * training.world_size
+    if not isinstance(train_rows, CaptionStream) and len(train_rows) < batch:
+        raise ValueError(
+            f"{settings.data.data} has {len(train_rows)} rows to train on, fewer than one batch of {batch}: take a "
+            "smaller --per_device_train_batch_size, or hold out fewer rows with --heldout_rows."
+        )
+    trainer = LongCLIPTrainer(
+        model=model,
+        args=training,
+        train_dataset=train_rows,
+        eval_dataset=heldout_rows,
+        processing_class=processor,
+        data_collator=collator,
+        callbacks=[StopIfDone()],
+    )
+    resume = training.resume_from_checkpoint or last_complete_checkpoint(training.output_dir)
+    if resume is not None and not is_complete(resume):
+        raise ValueError(f"{resume} is not a checkpoint that was written whole: it holds no {COMPLETE}.")
+    if resume is not None and trainer.is_world_process_zero():
+        print(f"Going on from {resume}.", flush=True)
+    with suppress(_Done):
+        trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+    metrics: dict[str, float] = {}
+    if heldout_rows is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.export(training.output_dir)
+    trainer.report()
+    return metrics
+
+
+class _Done(Exception):
+    """The checkpoint that a run was to go on from is that of its last step."""
+
+
+def with_adapters(model: Any, rank: int, alpha: int) -> Any:
+    """`model` with LoRA adapters on the attention and MLP layers of both towers.
+
+    Raises:
+        ImportError: naming the extra, where peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError('LoRA needs peft: pip install "longclip-hf[train]"') from error
+    targets = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
+
+
+# The process and its group
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """What settings, data and files raise. Other exceptions are bugs and keep their traceback."""
+    try:
+        from datasets.exceptions import DatasetsError
+    except ImportError:
+        return (ValueError, OSError, ImportError)
+    return (ValueError, OSError, ImportError, DatasetsError)
+
+
+def one_line(error: Exception) -> str:
+    """What `error` says, on one line; of one in a dataloader worker, without the worker's traceback."""
+    text = str(error)
+    if text.startswith("Caught "):
+        text = re.split(r"\n[\w.]*" + type(error).__name__ + ": ", text)[-1]
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _complain(message: str, every_process: bool = False) -> None:
+    """`every_process`: data can be wrong for one process only; settings are wrong for all of them."""
+    if every_process or _is_first_process():
+        of = f" (process {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        print(f"error{of}: {message}", file=sys.stderr, flush=True)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def _terminate(*_: Any) -> None:
+    raise _Terminated
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends a process of its own like Ctrl-C, with exit code 143. One of several dies at once, as without this:
+    it may hang in a collective, where no Python runs, and its launcher waits.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and threading.current_thread() is threading.main_thread()
+    if not alone:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave_process_group(together: bool) -> None:
+    """DDP on CPU aborts in some runs when the interpreter ends with the process group alive.
+
+    Args:
+        together: wait for the others first. After an error they may never come.
+    """
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        if together:
+            dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
