@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from transformers import TrainingArguments
 
 from training.losses import Strategy
@@ -164,6 +165,9 @@ class LongCLIPTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.strategy = Strategy(self.strategy)
+        # Pinned memory is for copying to an accelerator; without one, every epoch would only warn of it.
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory: bool = False
         if self.gradient_checkpointing:
             # transformers 4's default is the reentrant kind, which DDP and inputs without gradient do not bear.
             chosen: Any = self.gradient_checkpointing_kwargs
