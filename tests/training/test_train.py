@@ -318,6 +318,11 @@ def test_end_to_end(
     assert ("Row 10 " in said[0] and "010.png" in said[0]) or ("Row 20 " in said[0] and "caption" in said[0])
 
 
+def heed_interrupts() -> None:
+    """A background job of a shell ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 def test_interrupted(
     sent: signal.Signals, code: int, environment: dict[str, str], photos: Path, longclip_folder: Path, tmp_path: Path
@@ -326,12 +331,16 @@ def test_interrupted(
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), "--model", str(longclip_folder), *given, "--output_dir", "out"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
+        preexec_fn=heed_interrupts,
     )  # fmt: skip
-    limit = time.monotonic() + 120
-    while not list(tmp_path.glob("out/checkpoint-*/COMPLETE.json")) and time.monotonic() < limit:
-        time.sleep(0.1)
-    process.send_signal(sent)
-    _, said = process.communicate(timeout=60)
+    try:
+        limit = time.monotonic() + 120
+        while not list(tmp_path.glob("out/checkpoint-*/COMPLETE.json")) and time.monotonic() < limit:
+            time.sleep(0.1)
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == code, said
     assert "Traceback" not in said and "Interrupted. The same command goes on" in said
 
