@@ -9,7 +9,7 @@ from torch import nn
 from transformers import CLIPTextConfig
 
 from conversion.positions import arithmetic_dtype
-from conversion.tensors import ConversionError, StoredTensor
+from conversion.tensors import ConversionError, StoredTensor, target_dtype
 from modeling_longclip.compat import text_transformer
 
 _CHUNK = 8 * 2**20  # bytes compared at a time
@@ -94,6 +94,7 @@ def prove_short_features(
     before: tuple[torch.Tensor, CLIPTextConfig],
     after: tuple[torch.Tensor, CLIPTextConfig],
     keep: int,
+    dtype: torch.dtype | None = None,
 ) -> str:
     """Texts of up to `keep` tokens have the features that they had, to the last bit.
 
@@ -104,6 +105,7 @@ def prove_short_features(
         before: the table, of shape `(rows, hidden_size)`, and configuration of the source.
         after: those that were written.
         keep: leading rows that stayed.
+        dtype: what floating-point tensors were cast to, if they were.
 
     Raises:
         ProofError: if a feature differs.
@@ -117,13 +119,12 @@ def prove_short_features(
     input_ids = torch.randint(0, max(eos_token_id, 1), (len(lengths), keep), generator=generator)
     for row, length in enumerate(lengths):
         input_ids[row, length - 1 :] = eos_token_id
-    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating_point}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    if dtype == torch.float64:  # in which CLIP of transformers 4.57 cannot make its causal mask
-        dtype = torch.float32
+    dtypes = {target_dtype(tensor.dtype, dtype) for tensor in tensors.values() if tensor.dtype.is_floating_point}
+    # One dtype for all; not float64, in which CLIP of transformers 4.57 cannot make its causal mask.
+    common = dtypes.pop() if len(dtypes) == 1 and torch.float64 not in dtypes else torch.float32
     prefix = "text_model."
     loaded = {
-        name: tensor.load().to(dtype)
+        name: tensor.load().to(common)
         for name, tensor in tensors.items()
         if name.startswith((prefix, "text_projection."))
     }
@@ -133,7 +134,7 @@ def prove_short_features(
         with torch.device("meta"):
             model = text_transformer(config).eval()
         state_dict = {name.removeprefix(prefix): tensor for name, tensor in loaded.items()}
-        state_dict["embeddings.position_embedding.weight"] = table.to(dtype)
+        state_dict["embeddings.position_embedding.weight"] = table.to(common)
         model.load_state_dict(state_dict, assign=True)
         model.embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
         with torch.inference_mode():

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,26 +160,33 @@ def stretch(
             }
         folder.write_config(work, config, long_class.removeprefix("Long"), auto_map)
         folder.write_code(work)
-        write_safetensors(weights, {**checkpoint.tensors, POSITION_TABLE: new_table}, target, report_bytes)
-        finish()
-        seconds["write"] = time.perf_counter() - began
-
-        began = time.perf_counter()
-        report_bytes, finish = _reporter(progress, "Proving", nbytes)
-        written = read_safetensors(weights)
-        table = written[POSITION_TABLE].load()
-        others = {name: tensor for name, tensor in checkpoint.tensors.items() if name != POSITION_TABLE}
         written_config = type(config).from_pretrained(work)
+        with ThreadPoolExecutor(1) as pool:
+            # Computed while the kernel copies, with the tensors of the source: that those of the file are the same, and
+            # the kept rows, is proven below.
+            short_texts = pool.submit(
+                parity.prove_short_features,
+                checkpoint.tensors,
+                before=(old_table, checkpoint.text_config),
+                after=(new_table, getattr(written_config, "text_config", written_config)),
+                keep=keep,
+                dtype=target,
+            )
+            write_safetensors(weights, {**checkpoint.tensors, POSITION_TABLE: new_table}, target, report_bytes)
+            finish()
+            seconds["write"] = time.perf_counter() - began
+
+            began = time.perf_counter()
+            report_bytes, finish = _reporter(progress, "Proving", nbytes)
+            written = read_safetensors(weights)
+            table = written[POSITION_TABLE].load()
+            others = {name: tensor for name, tensor in checkpoint.tensors.items() if name != POSITION_TABLE}
+            same_tensors = parity.prove_same_tensors(written, others, target, report_bytes)
         proofs = {
             "kept rows": parity.prove_kept_rows(table, old_table, keep, target),
             "stretched rows": parity.prove_formula(table, old_table, keep, ratio, arithmetic),
-            "other tensors": parity.prove_same_tensors(written, others, target, report_bytes),
-            "short texts": parity.prove_short_features(
-                written,
-                before=(old_table, checkpoint.text_config),
-                after=(table, getattr(written_config, "text_config", written_config)),
-                keep=keep,
-            ),
+            "other tensors": same_tensors,
+            "short texts": short_texts.result(),
         }
         finish()
         _write_card(work, checkpoint, config, dtype, proofs)
