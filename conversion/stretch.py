@@ -162,8 +162,8 @@ def stretch(
         folder.write_code(work)
         written_config = type(config).from_pretrained(work)
         with ThreadPoolExecutor(1) as pool:
-            # Computed while the kernel copies, with the tensors of the source: that those of the file are the same, and
-            # the kept rows, is proven below.
+            # Computed while the kernel copies, with the tensors of the source. That those of the file are the same,
+            # and the kept rows, is proven below.
             short_texts = pool.submit(
                 parity.prove_short_features,
                 checkpoint.tensors,

@@ -18,13 +18,14 @@ from hub_server import HubServer
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
+from conversion import folder as folder_module
 from conversion import tensors
 from conversion.checkpoint import DERIVED_BUFFERS, POSITION_TABLE
 from conversion.positions import stretch_positions
 from conversion.stretch import main, stretch
 from conversion.tensors import ConversionError
 from examples.random_clip import SENTENCES, SIZES, write_checkpoint
-from modeling_longclip import LongCLIPModel, LongCLIPTextModel, LongCLIPTextModelWithProjection
+from modeling_longclip import LongCLIPConfig, LongCLIPModel, LongCLIPTextModel, LongCLIPTextModelWithProjection
 from modeling_longclip.compat import features
 
 Capture = pytest.CaptureFixture[str]
@@ -589,13 +590,17 @@ class TestRefused:
             value = written[name] if isinstance(written[name], torch.Tensor) else written[name].load()
             value = value.clone()
             value.view(-1)[{"kept rows": 5 * 32, "stretched rows": 100 * 32}.get(claim, 0)] += 0.5
-            write(file, {**written, name: value} if claim != "short texts" else written, *args, **kwargs)
-            if claim == "short texts":
-                config = json.loads((file.parent / "config.json").read_text())
-                config["text_config"]["hidden_act"] = "relu"
-                (file.parent / "config.json").write_text(json.dumps(config))
+            write(file, {**written, name: value}, *args, **kwargs)
 
-        monkeypatch.setattr(tensors, "write_safetensors", wrongly)
+        def wrong_config(work: Path, config: LongCLIPConfig, *args: object) -> None:
+            config.text_config.hidden_act = "relu"
+            write_config(work, config, *args)
+
+        write_config = folder_module.write_config
+        if claim == "short texts":
+            monkeypatch.setattr(folder_module, "write_config", wrong_config)
+        else:
+            monkeypatch.setattr(tensors, "write_safetensors", wrongly)
         message = refusal([str(clip_folder), "--output", str(tmp_path / "long")], capsys)
         expected = {
             "kept rows": "One of the 20 rows to keep differs",
