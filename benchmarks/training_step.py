@@ -54,7 +54,8 @@ from transformers import AutoTokenizer
 from examples.random_clip import SIZES, clip_config
 from modeling_longclip import LongCLIPConfig, LongCLIPModel
 from training.arguments import LongCLIPTrainingArguments
-from training.captions import CaptionCollator, first_sentence, length_groups
+from training.captions import first_sentence
+from training.collator import CaptionCollator, length_groups
 from training.trainer import LongCLIPTrainer
 
 VARIANTS = ("ours", "padded", "cached", "original")

@@ -184,6 +184,16 @@ class LongCLIPModel(_LongCLIPPreTrainedModel, CLIPModel):
         super().__init__(config)
         _watch_text(self.text_model)
 
+    # CLIPModel answers with NotImplementedError, and FSDP2 asks.
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of words, of the text tower."""
+        table: nn.Module = self.text_model.embeddings.token_embedding
+        return table
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces it."""
+        self.text_model.embeddings.token_embedding = value
+
 
 # A model that is saved again takes its code along.
 LongCLIPTextModel.register_for_auto_class("AutoModel")

@@ -189,6 +189,12 @@ class LongCLIPTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is the factor itself, 100 and not its logarithm: above 0, got {scale}.")
 
     @property
+    def device(self) -> torch.device:
+        """The device of this process. The CPU has no number: `torch.load` of a checkpoint would not know `cpu:0`."""
+        device: torch.device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
     def components(self) -> int | float:
         """`num_components` as a count where it is one: the command line knows only numbers."""
         return int(self.num_components) if self.num_components >= 1 else self.num_components

@@ -1,8 +1,8 @@
-"""Rows of any source -> (image, long caption, short caption), and batches of them.
+"""Rows -> (image, long caption, short caption).
 
-`load_rows` reads what a `DataArguments` names: ShareGPT4V's JSON, or anything that the library `datasets` reads. A
-source gives a table, `CaptionRows`, which a sampler indexes, or a stream, `CaptionStream`, which never ends and is
-divided among processes and dataloader workers. Both give the same `CaptionRow`s, which `CaptionCollator` batches.
+A source (`training.sources`) gives a table, `CaptionRows`, which a sampler indexes, or a stream, `CaptionStream`,
+which never ends and is divided among processes and dataloader workers. Both give the same `CaptionRow`s, which
+`training.collator` batches.
 
 Rows that cannot be trained on are skipped without changing the number of batches, and counted by cause. The counts
 travel with the batches, because the rows are read in other processes than the one that reports them.
@@ -10,23 +10,18 @@ travel with the batches, because the rows are read in other processes than the o
 
 import io
 import itertools
-import json
 import logging
 import math
 import random
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
-
-from training.arguments import DataArguments
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +192,8 @@ def _forbid(place: str, bad: BadRow) -> DataError:
     return DataError(f"{place} cannot be trained on: {bad}. Mend or remove it, or skip such rows: --on_bad_row skip.")
 
 
-def _all_bad(rows: str, counts: Iterable[int], example: BadRow | None) -> DataError:
+def all_bad(rows: str, counts: Iterable[int], example: BadRow | None) -> DataError:
+    """The error that says so."""
     return DataError(f"None of {rows} can be trained on. {bad_rows_report(counts)}; the last one: {example}.")
 
 
@@ -247,7 +243,7 @@ class CaptionRows(Dataset[CaptionRow]):
                 last = bad
             else:
                 return CaptionRow(image=image, caption=caption, short_caption=short, bad_rows=counts)
-        raise _all_bad(f"the {len(self)} rows", counts, last)
+        raise all_bad(f"the {len(self)} rows", counts, last)
 
 
 def walk(start: int, size: int) -> Iterator[int]:
@@ -387,7 +383,7 @@ class CaptionStream(IterableDataset[CaptionRow]):
             if not total:
                 raise DataError(f"Nothing is left to read for reader {slot} of {slots}: fewer processes or workers.")
             if not good:
-                raise _all_bad(f"the {total} rows of reader {slot} of {slots}", counts, last)
+                raise all_bad(f"the {total} rows of reader {slot} of {slots}", counts, last)
 
     def one_pass(self, epoch: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """This reader's rows once, undecoded and shuffled, each with its place in the source."""
@@ -410,307 +406,3 @@ class CaptionStream(IterableDataset[CaptionRow]):
         worker = get_worker_info()
         workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
         return self.rank * workers + number, self.world_size * workers
-
-
-# Sources
-
-
-def load_rows(
-    data: DataArguments,
-    *,
-    transform: Callable[[Image.Image], Any] | None = None,
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-) -> tuple[CaptionRows | CaptionStream, CaptionRows | None]:
-    """The rows to train on, and those held out: the first `heldout_rows` of their split, less the bad ones among them.
-
-    Args:
-        data: which rows, and how to read them.
-        transform: applied to every image as it is read, such as `CaptionCollator.pixels`.
-        seed: of the order of a stream. The order of a table is its sampler's affair.
-        rank, world_size: this process and how many there are, for a stream. A table is divided by its sampler. The
-            held-out rows are the same on every process.
-
-    Raises:
-        DataError: if the rows or columns that `data` names are not there.
-        ImportError: if `datasets` is not installed.
-    """
-    read = RowReader(
-        data.image_column, data.long_column, data.short_column, data.image_root, data.max_image_pixels, transform
-    )
-    rows = _open(data, data.train_split)
-    if data.heldout_split in (None, data.train_split):
-        heldout, begin = _first(rows, data.heldout_rows)
-    else:
-        heldout, _ = _first(_open(data, str(data.heldout_split)), data.heldout_rows)
-        _, begin = _first(rows, 0)
-    if begin is None:
-        raise DataError(
-            f"{data.data} has no rows in {data.train_split!r} beyond the {len(heldout)} held out: hold out fewer than "
-            f"--heldout_rows {data.heldout_rows}, or rows of another --heldout_split."
-        )
-    train: CaptionRows | CaptionStream
-    if _is_stream(rows):
-        train = CaptionStream(
-            rows,
-            read,
-            data.on_bad_row,
-            begin=begin,
-            shuffle_buffer=data.shuffle_buffer,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-        )
-    else:
-        train = CaptionRows(rows.select(range(begin[1], len(rows))), read, data.on_bad_row, first_row=begin[1])
-    if not len(heldout):
-        return train, None
-    if data.on_bad_row == "skip":
-        heldout = _good_rows(heldout, replace(read, transform=None))
-    return train, CaptionRows(heldout, read, "error")
-
-
-def _first(rows: Any, count: int) -> tuple[Any, tuple[int, int] | None]:
-    """The first `count` rows, and the shard and row behind them, or None at the end. A table is one shard."""
-    if not _is_stream(rows):
-        count = min(count, len(rows))
-        return rows.select(range(count)), (0, count) if count < len(rows) else None
-    first: list[Mapping[str, Any]] = []
-    for shard in range(rows.num_shards):
-        for number, row in enumerate(shard_rows(rows, shard)):
-            if len(first) == count:
-                return first, (shard, number)
-            first.append(row)
-    return first, None
-
-
-def _good_rows(rows: Any, read: RowReader) -> Any:
-    """`rows` without the bad ones. A substitute, as in training, would be a second right answer in retrieval."""
-    good, counts, last = [], [0] * len(BAD_ROW_CAUSES), None
-    for index in range(len(rows)):
-        try:
-            read(rows[index])
-        except BadRow as bad:
-            logger.info("held-out row %d: %s", index, bad)
-            counts[bad.index] += 1
-            last = bad
-        else:
-            good.append(index)
-    if not good:
-        raise _all_bad(f"the {len(rows)} held-out rows", counts, last)
-    if last is not None:
-        logger.warning("%d of %d held-out rows are left out. %s.", sum(counts), len(rows), bad_rows_report(counts))
-    return Subset(rows, good)
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            'Training data is read with the package `datasets`, of the extra "train". In the checkout: '
-            'pip install -e ".[train]"'
-        ) from error
-    return datasets
-
-
-def _is_stream(rows: Any) -> bool:
-    return isinstance(rows, _datasets().IterableDataset)
-
-
-def _open(data: DataArguments, split: str) -> Any:
-    """A `datasets.Dataset`, or an `IterableDataset` where streamed: undecoded images, and only the columns needed.
-
-    Raises:
-        DataError: if a column is not there.
-    """
-    datasets = _datasets()
-    if data.data_format == "sharegpt4v":
-        rows = _open_sharegpt4v(data)
-    elif data.data_format == "datasets":
-        rows = datasets.load_dataset(data.data, data.data_config, split=split, streaming=data.streaming)
-    else:
-        where = {"data_dir" if Path(data.data).is_dir() else "data_files": data.data}
-        streaming = data.streaming or data.data_format == "webdataset"
-        rows = datasets.load_dataset(data.data_format, split=split, streaming=streaming, **where)
-    names = rows.column_names or list(next(shard_rows(rows, 0), {}))
-    needed = []
-    for setting in ("image_column", "long_column", "short_column"):
-        column = getattr(data, setting)
-        if column is not None:
-            needed.append(column if column in names else column.partition(".")[0])
-            if needed[-1] not in names:
-                raise DataError(
-                    f"{data.data} has no column {column!r} but {names}: name the right one with --{setting}."
-                )
-    if rows.features and isinstance(rows.features[needed[0]], datasets.Image):
-        rows = rows.cast_column(needed[0], datasets.Image(decode=False))
-    return rows.select_columns(
-        list(dict.fromkeys(needed)) + [name for name in ("__key__", "__url__") if name in names]
-    )
-
-
-def _open_sharegpt4v(data: DataArguments) -> Any:
-    """A table of paths and captions on disk, made once. As Python objects, every worker would copy 1.2 M rows."""
-    datasets = _datasets()
-    path, root = Path(data.data), Path(str(data.image_root))
-    if not path.is_file():
-        raise DataError(f"There is no file {path}; sharegpt4v needs its JSON file.")
-    if not root.is_dir():
-        raise DataError(f"--image_root {root} is not a folder.")
-    state = path.stat()
-    try:
-        return datasets.Dataset.from_generator(
-            _sharegpt4v_rows,
-            features=datasets.Features({"image": datasets.Value("string"), "caption": datasets.Value("string")}),
-            gen_kwargs={"path": str(path.resolve()), "size": state.st_size, "mtime": state.st_mtime_ns},
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, DataError):
-            raise error.__cause__ from None
-        raise
-
-
-def _sharegpt4v_rows(path: str, size: int, mtime: int) -> Iterator[dict[str, str | None]]:
-    """ShareGPT4V's rows. `size` and `mtime` are for the table's name: a file that changed gets a new table."""
-    for entry in _json_objects(Path(path)):
-        turns = entry.get("conversations") or ()
-        yield {
-            "image": entry.get("image"),
-            "caption": next((t["value"] for t in turns if t.get("from") == "gpt"), None),
-        }
-
-
-def _json_objects(path: Path, chunk: int = 1 << 20) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON list one by one: all of ShareGPT4V's 1.3 GB at once take several times that.
-
-    Raises:
-        DataError: if the file is not a JSON list of objects.
-    """
-    decoder, between, count = json.JSONDecoder(), re.compile(r"[\s,]*"), 0
-    with path.open(encoding="utf-8-sig") as file:
-        text = file.read(chunk).lstrip()
-        if not text.startswith("["):
-            raise DataError(f"{path} must hold a JSON list of objects, it begins with {text[:20]!r}.")
-        at = 1
-        while True:
-            match = between.match(text, at)
-            at = match.end() if match else at
-            if text.startswith("]", at):
-                return
-            try:
-                entry, at = decoder.raw_decode(text, at)
-            except json.JSONDecodeError as error:
-                # The object goes on behind what was read, or is broken. Ever longer steps find the end in linear time.
-                more = file.read(max(chunk, len(text) - at))
-                if not more:
-                    raise DataError(f"{path} is broken or breaks off after object {count}: {error.msg}.") from error
-                text, at = text[at:] + more, 0
-                continue
-            if not isinstance(entry, dict):
-                raise DataError(f"{path} must hold a JSON list of objects, element {count} is {entry!r:.40}.")
-            yield entry
-            count += 1
-
-
-# Batches
-
-
-class CaptionCollator:
-    """Makes one batch of rows.
-
-    Args:
-        tokenizer: CLIP's, of any kind that transformers has.
-        image_processor: CLIP's.
-        max_length: positions of the text tower; what is longer is cut there and keeps its EOT.
-
-    Raises:
-        ValueError: if the tokenizer has no padding token.
-    """
-
-    def __init__(self, tokenizer: Any, image_processor: Any, max_length: int) -> None:
-        if tokenizer.pad_token_id is None:
-            raise ValueError("The tokenizer has no pad_token. CLIP's own pads with its end-of-text token.")
-        self.tokenizer = tokenizer
-        self.image_processor = image_processor
-        self.max_length = max_length
-
-    def __call__(self, rows: Sequence[CaptionRow]) -> dict[str, torch.Tensor]:
-        """A batch:
-
-        - `pixel_values`, `torch.FloatTensor` of shape `(batch_size, 3, height, width)`;
-        - `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(batch_size, sequence_length)`: the long
-          captions, padded on the right to the longest of them;
-        - `short_input_ids` and `short_attention_mask`: the same of the short captions, padded to their own longest;
-        - `bad_rows`, `torch.LongTensor` of shape `(len(BAD_ROW_CAUSES),)`: rows skipped on the way to this batch;
-        - `truncated`, `torch.LongTensor` of shape `()`: long captions that were cut at `max_length`.
-        """
-        images = (row["image"] for row in rows)
-        input_ids, attention_mask, truncated = self.tokens([row["caption"] for row in rows])
-        short_input_ids, short_attention_mask, _ = self.tokens([row["short_caption"] for row in rows])
-        return {
-            "pixel_values": torch.stack([self.pixels(i) if isinstance(i, Image.Image) else i for i in images]),
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "short_input_ids": short_input_ids,
-            "short_attention_mask": short_attention_mask,
-            "bad_rows": torch.tensor([row["bad_rows"] for row in rows]).sum(0),
-            "truncated": torch.tensor(truncated),
-        }
-
-    def pixels(self, image: Image.Image) -> torch.Tensor:
-        """`image`, of any mode, as `torch.FloatTensor` of shape `(3, height, width)`."""
-        # Without its format, a picture 3 pixels high would be taken for one whose channels come first.
-        made = self.image_processor(images=to_rgb(image), input_data_format="channels_last", return_tensors="pt")
-        return made["pixel_values"][0]
-
-    def tokens(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """`(input_ids, attention_mask, how many captions were cut)`; the tensors of shape `(batch_size, longest)`."""
-        encoded = self.tokenizer(list(captions), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
-        cut = [ids if len(ids) <= self.max_length else ids[: self.max_length - 1] + ids[-1:] for ids in encoded]
-        input_ids = torch.full((len(cut), max(map(len, cut))), self.tokenizer.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(cut):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            attention_mask[row, : len(ids)] = 1
-        return input_ids, attention_mask, sum(len(ids) > self.max_length for ids in encoded)
-
-
-def length_groups(lengths: torch.Tensor, groups: int) -> tuple[torch.Tensor, list[int]]:
-    """Splits a batch into at most `groups` groups of similar length, each to be padded to its own longest.
-
-    Of all such splits it is one with the fewest tokens in all, padding included: `sum(size * longest)`. It takes
-    `O(groups * distinct_lengths ** 2)` operations, whatever the batch size.
-
-    Args:
-        lengths: token counts, `torch.LongTensor` of shape `(batch_size,)`.
-        groups: how many groups at most.
-
-    Returns:
-        `(order, sizes)`: a permutation of shape `(batch_size,)`, shortest first, and the sizes of the groups along it.
-        `ids[order].split(sizes)` are the groups, and `torch.cat(features)[order.argsort()]` restores the batch.
-
-    Raises:
-        ValueError: if `lengths` is not a vector with at least one element, or `groups` is below 1.
-    """
-    if lengths.ndim != 1 or not len(lengths) or groups < 1:
-        raise ValueError(
-            f"Expected lengths of shape (batch_size,) and groups >= 1, got {tuple(lengths.shape)}, {groups}."
-        )
-    order = lengths.argsort(stable=True)
-    longest, counts = lengths.cpu().unique(return_counts=True)
-    ends = counts.cumsum(0)
-    # tokens[i, j]: of one group from distinct length i to j.
-    tokens = ((ends - (ends - counts)[:, None]) * longest).double()
-    tokens.masked_fill_(torch.ones_like(tokens, dtype=torch.bool).tril(-1), math.inf)
-    best, begins = tokens[0], []  # best[j]: of all up to distinct length j, in one group, then in two, and so on
-    for _ in range(min(groups, len(longest)) - 1):  # one more group always saves, as long as lengths differ
-        best, before = (best[:-1, None] + tokens[1:]).min(0)  # the last group begins at distinct length before + 1
-        begins.append(before + 1)
-    boundaries = [len(longest)]
-    for begin in reversed(begins):
-        boundaries.append(int(begin[boundaries[-1] - 1]))
-    boundaries.append(0)
-    sizes = [int(counts[first:end].sum()) for end, first in itertools.pairwise(boundaries)]
-    return order, sizes[::-1]

@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from modeling_longclip.compat import features
-from training.captions import length_groups
 
 
 class Embeddings(NamedTuple):
@@ -22,8 +21,11 @@ class Embeddings(NamedTuple):
     logit_scale: torch.Tensor
 
 
+Grouping = Callable[[torch.Tensor], tuple[torch.Tensor, list[int]]]  # lengths -> order, sizes: see `length_groups`
+
+
 def encode(
-    model: nn.Module, batch: Mapping[str, torch.Tensor], short: bool, groups: int, chunk_size: int | None
+    model: nn.Module, batch: Mapping[str, torch.Tensor], short: bool, grouping: Grouping, chunk_size: int | None
 ) -> Embeddings:
     """Runs both towers on a batch of `CaptionCollator`.
 
@@ -36,26 +38,26 @@ def encode(
         model: a `LongCLIPModel`, or a peft model around one.
         batch: `pixel_values` and `input_ids`, and with `short` also `short_input_ids`, and their attention masks.
         short: encode the short captions too.
-        groups: captions are encoded in at most so many groups of similar length, each cut to its own longest.
+        grouping: makes groups of captions of similar length, each cut to its own longest: `length_groups` of so many.
         chunk_size: rows that are encoded at a time; None for all at once and no cache.
     """
     clip = clip_of(model)
     chunks = batch["pixel_values"].split(chunk_size or len(batch["pixel_values"]))
     image = torch.cat([_encoded(_image_features, chunk_size, clip, chunk) for chunk in chunks])
-    long = encode_texts(clip, batch["input_ids"], batch["attention_mask"], groups, chunk_size)
+    long = encode_texts(clip, batch["input_ids"], batch["attention_mask"], grouping, chunk_size)
     short_texts = None
     if short:
         short_ids, short_mask = batch["short_input_ids"], batch["short_attention_mask"]
-        short_texts = encode_texts(clip, short_ids, short_mask, groups, chunk_size)
-    return Embeddings(image, long, short_texts, clip.logit_scale.float())
+        short_texts = encode_texts(clip, short_ids, short_mask, grouping, chunk_size)
+    return Embeddings(image, long, short_texts, clip.logit_scale.float().reshape(()))
 
 
 def encode_texts(
-    clip: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, groups: int, chunk_size: int | None
+    clip: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, grouping: Grouping, chunk_size: int | None
 ) -> torch.Tensor:
     """Text features of shape `(batch_size, projection_dim)`; see `encode`."""
     lengths = attention_mask.sum(dim=1).cpu()
-    order, sizes = length_groups(lengths, groups)
+    order, sizes = grouping(lengths)
     longest = [int(part.max()) for part in lengths[order].split(sizes)]
     order = order.to(input_ids.device)
     encoded = []

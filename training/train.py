@@ -182,8 +182,11 @@ def run(settings: Settings) -> dict[str, float]:
 
     from modeling_longclip import LongCLIPModel
     from modeling_longclip.defaults import CLIP_LENGTH
-    from training.captions import CaptionCollator, CaptionStream, load_rows
-    from training.trainer import COMPLETE, LongCLIPTrainer, is_complete, last_complete_checkpoint
+    from training.captions import CaptionStream
+    from training.checkpoints import COMPLETE, is_complete, last_complete_checkpoint
+    from training.collator import CaptionCollator
+    from training.sources import load_rows
+    from training.trainer import LongCLIPTrainer
 
     class StopIfDone(TrainerCallback):
         """The Trainer takes one step too many when it goes on from the checkpoint of the last step."""
@@ -246,7 +249,7 @@ def run(settings: Settings) -> dict[str, float]:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    trainer.export(training.output_dir)
+    trainer.save_model(training.output_dir)
     trainer.report()
     return metrics
 

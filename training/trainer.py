@@ -5,10 +5,7 @@ A step, in the order of the code: encode (`encoding`), gather with gradient (`ga
 
 import copy
 import functools
-import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,9 +19,18 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from evaluation.retrieval import recall_at_k
+from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import complete_processor
 from training.arguments import LongCLIPTrainingArguments
-from training.captions import BAD_ROW_CAUSES, CaptionCollator, CaptionStream, bad_rows_report
+from training.captions import BAD_ROW_CAUSES, CaptionStream, bad_rows_report
+from training.checkpoints import (
+    checkpoints,
+    delete_checkpoint,
+    last_complete_checkpoint,
+    mark_complete,
+    read_counts,
+)
+from training.collator import CaptionCollator, even_groups, length_groups
 from training.components import check_components, primary_components, second_moments
 from training.curves import draw_curves
 from training.encoding import Embeddings, FrozenText, clip_of, encode, encode_texts, forward_is, keep_rows_fixed
@@ -40,7 +46,7 @@ from training.losses import (
     undistinguished_loss,
 )
 
-COMPLETE = "COMPLETE.json"  # marks a checkpoint as written whole; holds what was counted up to there
+ADAPTERS = "adapters"  # the folder of a checkpoint that holds LoRA's adapters; the checkpoint itself is merged
 
 
 class LongCLIPTrainer(Trainer):
@@ -106,12 +112,16 @@ class LongCLIPTrainer(Trainer):
             data_collator=data_collator,
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            _refuse_what_fsdp_cannot_save(self)
+            clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))  # FSDP2 divides no scalars
         self.model_accepts_loss_kwargs = False
         self.bad_rows = torch.zeros(len(BAD_ROW_CAUSES), dtype=torch.long)  # by cause, of all processes
         self.truncated = 0  # long captions cut at the model's length
         self.captions_seen = 0
         self._sums: dict[str, torch.Tensor] = {}
         self._since = 0.0  # when the interval of the next log began
+        self._batch_of_step = (-1, 0)  # a step, and which of its accumulated batches is at hand
         self.add_callback(_HoldLogitScale())
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -120,7 +130,7 @@ class LongCLIPTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
-            counts = json.loads((Path(resume_from_checkpoint) / COMPLETE).read_text(encoding="utf-8"))
+            counts = read_counts(resume_from_checkpoint)
             self.bad_rows = torch.tensor(counts["bad_rows"])
             self.truncated, self.captions_seen = counts["truncated"], counts["captions_seen"]
         resume = str(resume_from_checkpoint) if resume_from_checkpoint else None
@@ -152,6 +162,13 @@ class LongCLIPTrainer(Trainer):
 
     # -- the step ------------------------------------------------------------------------------------------------
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """See [`~transformers.Trainer.training_step`]."""
+        step, batch = self._batch_of_step
+        self._batch_of_step = self.state.global_step, batch + 1 if step == self.state.global_step else 0
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -173,10 +190,14 @@ class LongCLIPTrainer(Trainer):
         args: LongCLIPTrainingArguments = self.args
         bare = self.accelerator.unwrap_model(model)
         chunk_size = args.cache_chunk_size or None
-        run = functools.partial(encode, bare, short=short, groups=args.length_groups, chunk_size=chunk_size)
+        run = functools.partial(encode, bare, short=short, grouping=self._grouping, chunk_size=chunk_size)
         with forward_is(bare, run), self.accelerator.autocast():
             embeddings: Embeddings = model(batch=inputs)
         return embeddings
+
+    def _grouping(self, lengths: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+        """Groups of captions of similar length."""
+        return (even_groups if self.is_fsdp_enabled else length_groups)(lengths, self.args.length_groups)
 
     def loss_terms(
         self, embeddings: Embeddings, inputs: Mapping[str, torch.Tensor]
@@ -214,11 +235,12 @@ class LongCLIPTrainer(Trainer):
     def _with_mixed_captions(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch with some long captions replaced by the short ones, before anything is encoded.
 
-        Which ones follows from the seed, the step and the place in the global batch: the number of processes does not
-        change it, nor does a resumed run.
+        Which ones follows from the seed, the step, the batch of an accumulated step and the place in the global batch:
+        the number of processes does not change it, nor does a resumed run.
         """
         local = len(inputs["input_ids"])
-        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
+        step, batch = self.state.global_step, self._batch_of_step[1]
+        generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + step) * 1_009 + batch)
         replaced = mixed_length_rows(local * world_size(), self.args.mixed_length_share, generator=generator)
         replaced = replaced[rank() * local : (rank() + 1) * local].to(inputs["input_ids"].device)
         mixed = dict(inputs)
@@ -237,7 +259,7 @@ class LongCLIPTrainer(Trainer):
         original = self._original_text.to(input_ids.device)
         chunk_size = self.args.cache_chunk_size or None
         with torch.no_grad(), self.accelerator.autocast():
-            return encode_texts(original, input_ids, attention_mask, self.args.length_groups, chunk_size)
+            return encode_texts(original, input_ids, attention_mask, self._grouping, chunk_size)
 
     # -- what is logged ------------------------------------------------------------------------------------------
 
@@ -347,7 +369,7 @@ class LongCLIPTrainer(Trainer):
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         counts = self._counts()
         if self.is_world_process_zero():
-            _delete_checkpoint(folder)  # left by a kill, or by an earlier run that came further
+            delete_checkpoint(folder)  # left by a kill, or by an earlier run that came further
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -356,34 +378,52 @@ class LongCLIPTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()  # each process wrote its own state of the random numbers
         if self.is_world_process_zero():
-            for file in folder.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as stream:
-                        os.fsync(stream.fileno())
-            mark = folder / f"{COMPLETE}.partial"
-            mark.write_text(json.dumps(counts), encoding="utf-8")
-            mark.replace(folder / COMPLETE)
+            mark_complete(folder, counts)
             best = Path(self.state.best_model_checkpoint or folder)
             for older in checkpoints(self.args.output_dir)[: -limit if limit else 0]:
                 if older not in (folder, best):
-                    _delete_checkpoint(older)
+                    delete_checkpoint(older)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's own, with the files of the processor that transformers 5 leaves out."""
-        super().save_model(output_dir, _internal_call)
-        folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save and (folder / "tokenizer.json").is_file():
-            complete_processor(folder)
+        """Writes a full folder that `AutoModel` loads, also with LoRA: the adapters are merged into the weights.
 
-    def export(self, folder: str | Path) -> None:
-        """Writes the trained checkpoint: a full folder that `AutoModel` loads, adapters merged into the weights."""
-        if not hasattr(self.model, "merge_and_unload"):
-            self.save_model(str(folder))
-        elif self.is_world_process_zero():
-            merged = copy.deepcopy(self.accelerator.unwrap_model(self.model)).merge_and_unload()
-            merged.save_pretrained(folder)
+        Adapters alone are written beside it, to its folder `adapters`: training goes on from them.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        if self.is_fsdp_enabled:
+            tensors = self.accelerator.get_state_dict(self.model)  # by all processes
+            if self.args.should_save:
+                tensors["logit_scale"] = tensors["logit_scale"].reshape(())
+                # FSDP2 changes the class of a model, and with it the code that is saved.
+                with torch.device("meta"):
+                    bare = LongCLIPModel(clip_of(self.model).config)
+                bare.save_pretrained(folder, state_dict=tensors)
+                self.processing_class.save_pretrained(folder)
+        elif not _has_adapters(self.model):
+            super().save_model(str(folder), _internal_call)
+        elif self.args.should_save:
+            adapted: Any = self.accelerator.unwrap_model(self.model)
+            adapted.save_pretrained(folder / ADAPTERS)
+            # A copy: merging into the weights and out again would not give the same weights.
+            copy.deepcopy(adapted).merge_and_unload().save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
-            complete_processor(folder)
+        if self.args.should_save and (folder / "tokenizer.json").is_file():
+            complete_processor(folder)  # with the files that transformers 5 leaves out
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The Trainer's own; of a checkpoint with adapters it would load the merged weights."""
+        folder = Path(resume_from_checkpoint)
+        super()._load_from_checkpoint(str(folder / ADAPTERS if _has_adapters(self.model) else folder), model)
+
+    def _load_best_model(self) -> None:
+        """The same for `load_best_model_at_end`."""
+        best = self.state.best_model_checkpoint
+        if best is not None and _has_adapters(self.model):
+            self.state.best_model_checkpoint = str(Path(best) / ADAPTERS)
+        try:
+            super()._load_best_model()
+        finally:
+            self.state.best_model_checkpoint = best
 
     def report(self) -> None:
         """Says what was skipped and cut, and draws the curves to `curves.png`, on the main process."""
@@ -410,26 +450,8 @@ class _HoldLogitScale(TrainerCallback):
     on_optimizer_step = on_train_begin
 
 
-def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The folders of checkpoints in `output_dir`, complete or not, from the first step to the last."""
-    folders = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name[11:].isdecimal()]
-    return sorted(folders, key=lambda folder: int(folder.name[11:]))
-
-
-def is_complete(folder: str | Path) -> bool:
-    """Whether a checkpoint was written whole."""
-    return (Path(folder) / COMPLETE).is_file()
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint in `output_dir` that was written whole, or None."""
-    return next((folder for folder in reversed(checkpoints(output_dir)) if is_complete(folder)), None)
-
-
-def _delete_checkpoint(folder: Path) -> None:
-    (folder / COMPLETE).unlink(missing_ok=True)  # first: what is half deleted is not complete
-    if folder.is_dir():
-        shutil.rmtree(folder)
+def _has_adapters(model: nn.Module) -> bool:
+    return hasattr(model, "merge_and_unload")
 
 
 def retrieval_metrics(prediction: Any) -> dict[str, float]:
@@ -441,6 +463,18 @@ def retrieval_metrics(prediction: Any) -> dict[str, float]:
             for k, value in recall_at_k(queries, candidates, (1, 5, 10)).items():
                 metrics[f"{name}_{direction}_r{k}"] = value
     return metrics
+
+
+def _refuse_what_fsdp_cannot_save(trainer: Trainer) -> None:
+    """Not every setting lets one process write the whole model."""
+    if _has_adapters(trainer.model):
+        raise ValueError("Adapters of LoRA are not merged under FSDP: train them with DDP, they need little memory.")
+    kind = trainer.accelerator.state.fsdp_plugin.state_dict_type.name
+    if kind != "FULL_STATE_DICT":
+        raise ValueError(
+            f"FSDP's state_dict_type is {kind}, which writes no folder that AutoModel loads. In the launcher's file: "
+            "fsdp_state_dict_type: FULL_STATE_DICT."
+        )
 
 
 def _refuse_non_finite(embeddings: Embeddings) -> None:

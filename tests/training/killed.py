@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import load_file
 
 from training import train
-from training.trainer import COMPLETE, LongCLIPTrainer, is_complete, last_complete_checkpoint
+from training.checkpoints import COMPLETE, is_complete, last_complete_checkpoint
+from training.trainer import LongCLIPTrainer
 
 
 def kill() -> None:
@@ -82,6 +83,11 @@ def is_mark(_: Path, target: Path) -> bool:
     return Path(target).name == COMPLETE
 
 
+def is_export(_: LongCLIPTrainer, folder: str, _internal_call: bool = False) -> bool:
+    """Not one of a checkpoint."""
+    return not _internal_call
+
+
 POINTS: dict[str, Callable[[int], None]] = {
     "in a step": lambda count: at(LongCLIPTrainer, "loss_terms", count),
     "weights written": lambda count: at(LongCLIPTrainer, "_save", count),
@@ -90,8 +96,8 @@ POINTS: dict[str, Callable[[int], None]] = {
     "before the mark": lambda count: at(Path, "replace", count, before=True, when=is_mark),
     "after the mark": lambda count: at(Path, "replace", count, when=is_mark),
     "half deleted": within_rmtree,
-    "before the export": lambda count: at(LongCLIPTrainer, "export", count, before=True),
-    "after the export": lambda count: at(LongCLIPTrainer, "export", count),
+    "before the export": lambda count: at(LongCLIPTrainer, "save_model", count, before=True, when=is_export),
+    "after the export": lambda count: at(LongCLIPTrainer, "save_model", count, when=is_export),
 }
 
 

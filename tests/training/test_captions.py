@@ -1,215 +1,60 @@
-"""Rows of every source, the bad ones among them, their order and division, and batches of them."""
+"""Rows: the bad ones among them, their order and division."""
 
-import io
 import itertools
 import json
-import logging
 import random
-import sys
-import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from caption_files import (
+    COUNTS,
+    ROWS,
+    SPOILED,
+    STREAMS,
+    Write,
+    first_pass,
+    imagefolder,
+    make_rows,
+    number_of,
+    parquet_of_images,
+    parquet_of_paths,
+    png,
+    sharegpt4v,
+    spoil,
+    webdataset,
+)
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoProcessor, CLIPTokenizer, CLIPTokenizerFast, HfArgumentParser
 
 from training.arguments import DataArguments
 from training.captions import (
     BAD_ROW_CAUSES,
-    CaptionCollator,
     CaptionRows,
     CaptionStream,
     DataError,
     RowReader,
     bad_rows_report,
     first_sentence,
-    length_groups,
-    load_rows,
     read_image,
     share,
     shuffled,
     to_rgb,
     walk,
 )
-from training.captions import _json_objects as json_objects
+from training.sources import load_rows
 
 # Python 3.12 warns of the fork by which dataloader workers begin.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
-ROWS = 13
 READER = RowReader("image", "caption", None, None, 10_000)
-Write = Callable[[Sequence[dict[str, Any]], Path], dict[str, Any]]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` keeps its tables where this test alone finds them."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def png(number: int, size: tuple[int, int] = (40, 32)) -> bytes:
-    """A picture whose colour is its number."""
-    file = io.BytesIO()
-    Image.new("RGB", size, (number, 2 * number, 99)).save(file, "PNG")
-    return file.getvalue()
-
-
-def make_rows(count: int = ROWS) -> list[dict[str, Any]]:
-    return [
-        {
-            "key": f"{i:04}",
-            "bytes": png(i),
-            "caption": f"Picture {i} is plain. It shows one colour.",
-            "title": f"Plain {i}",
-        }
-        for i in range(count)
-    ]
-
-
-def number_of(row: Mapping[str, Any]) -> int:
-    """The number that the picture shows."""
-    red, green, blue = row["image"].getpixel((3, 3))
-    assert (green, blue) == (2 * red, 99)
-    return int(red)
-
-
-# What the sources look like on disk. Each writer returns the settings that read it.
-
-
-def write_images(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    for row in rows:
-        if row["bytes"] is not None:
-            (folder / f"{row['key']}.png").write_bytes(row["bytes"])
-
-
-def sharegpt4v(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    write_images(rows, folder)
-    entries = [
-        {
-            "id": row["key"],
-            "image": f"{row['key']}.png",
-            "conversations": [
-                {"from": "human", "value": "Describe. <image>"},
-                {"from": "gpt", "value": row["caption"]},
-            ],
-        }
-        for row in rows
-    ]
-    (folder / "captions.json").write_text(json.dumps(entries, ensure_ascii=False, indent=1), encoding="utf-8")
-    return {"data": str(folder / "captions.json"), "data_format": "sharegpt4v", "image_root": str(folder)}
-
-
-def imagefolder(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    write_images(rows, folder)
-    lines = [{"file_name": f"{r['key']}.png", "caption": r["caption"], "title": r["title"]} for r in rows]
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return {"data": str(folder), "data_format": "imagefolder"}
-
-
-def folder_as_found(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    return imagefolder(rows, folder) | {"data_format": "datasets"}
-
-
-def parquet_of_images(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    features = datasets.Features({"photo": datasets.Image(), "text": datasets.Value("string")})
-    for shard, part in enumerate((rows[:4], rows[4:9], rows[9:])):
-        columns = {
-            "photo": [row["bytes"] and {"path": f"{row['key']}.png", "bytes": row["bytes"]} for row in part],
-            "text": [row["caption"] for row in part],
-        }
-        datasets.Dataset.from_dict(columns, features).to_parquet(folder / f"part-{shard}.parquet")
-    return {
-        "data": str(folder / "*.parquet"),
-        "data_format": "parquet",
-        "image_column": "photo",
-        "long_column": "text",
-    }
-
-
-def parquet_of_paths(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    write_images(rows, folder)
-    columns = {"image": [f"{row['key']}.png" for row in rows], "caption": [row["caption"] for row in rows]}
-    datasets.Dataset.from_dict(columns).to_parquet(folder / "train.parquet")
-    return {"data": str(folder), "data_format": "parquet", "image_root": str(folder)}
-
-
-def streamed_parquet(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    return parquet_of_images(rows, folder) | {"streaming": True}
-
-
-def webdataset(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
-    for shard, part in enumerate((rows[:4], rows[4:9], rows[9:])):
-        with tarfile.open(folder / f"shard-{shard}.tar", "w") as tar:
-            for row in part:
-                described = json.dumps({"caption": row["caption"], "title": row["title"]}).encode()
-                for extension, data in (("png", row["bytes"]), ("json", described)):
-                    if data is not None:
-                        info = tarfile.TarInfo(f"{row['key']}.{extension}")
-                        info.size = len(data)
-                        tar.addfile(info, io.BytesIO(data))
-    (folder / "README.md").write_text("Not a shard.")
-    return {
-        "data": str(folder),
-        "data_format": "webdataset",
-        "image_column": "png",
-        "long_column": "json.caption",
-        "shuffle_buffer": 5,
-    }
-
-
-TABLES = [sharegpt4v, imagefolder, folder_as_found, parquet_of_images, parquet_of_paths]
-STREAMS = [streamed_parquet, webdataset]
-
-
-def first_pass(rows: CaptionRows | CaptionStream, count: int) -> list[Any]:
-    return (
-        [rows[i] for i in range(len(rows))] if isinstance(rows, CaptionRows) else list(itertools.islice(rows, count))
-    )
-
-
-@pytest.mark.parametrize("write", TABLES + STREAMS)
-def test_every_source_gives_the_same_rows(write: Write, tmp_path: Path) -> None:
-    rows = make_rows()
-    train, heldout = load_rows(DataArguments(**write(rows, tmp_path), heldout_rows=6))
-    assert isinstance(heldout, CaptionRows)
-    assert isinstance(train, CaptionRows if write in TABLES else CaptionStream)
-    given_rows = first_pass(train, ROWS - 6)
-    if write in STREAMS:
-        given_rows.sort(key=number_of)
-    for number, row in enumerate([heldout[i] for i in range(6)] + given_rows):
-        assert number_of(row) == number
-        assert row["caption"] == f"Picture {number} is plain. It shows one colour."
-        assert row["short_caption"] == f"Picture {number} is plain"
-        assert row["bad_rows"] == [0, 0, 0, 0]
-    assert len(given_rows) == ROWS - 6
-
-
-@pytest.mark.parametrize("write", [imagefolder, webdataset])
-def test_a_column_of_short_captions(write: Write, tmp_path: Path) -> None:
-    setting = write(make_rows(), tmp_path)
-    short = "json.title" if write is webdataset else "title"
-    train, heldout = load_rows(DataArguments(**setting, short_column=short, heldout_rows=0))
-    assert heldout is None
-    assert sorted(row["short_caption"] for row in first_pass(train, ROWS)) == sorted(f"Plain {i}" for i in range(ROWS))
-
-
-def test_the_transform_is_applied_to_rows_of_both_datasets(tmp_path: Path) -> None:
-    train, heldout = load_rows(
-        DataArguments(**imagefolder(make_rows(), tmp_path), heldout_rows=3), transform=lambda image: image.size
-    )
-    assert isinstance(train, CaptionRows)
-    assert heldout is not None
-    assert train[0]["image"] == heldout[0]["image"] == (40, 32)
 
 
 @pytest.mark.parametrize(
@@ -230,71 +75,7 @@ def test_first_sentence(caption: str, first: str) -> None:
     assert first_sentence(caption) == first
 
 
-# Held-out rows
-
-
-def test_too_many_held_out(tmp_path: Path) -> None:
-    for write in (imagefolder, webdataset):
-        folder = tmp_path / write.__name__
-        folder.mkdir()
-        with pytest.raises(DataError, match=r"no rows in 'train' beyond the 13 held out: .* --heldout_rows 1000"):
-            load_rows(DataArguments(**write(make_rows(), folder)))
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_held_out_rows_of_another_split(streaming: bool, tmp_path: Path) -> None:
-    rows = make_rows()
-    for split, part in (("train", rows[:9]), ("validation", rows[9:])):
-        (tmp_path / split).mkdir()
-        imagefolder(part, tmp_path / split)
-    data = DataArguments(
-        data=str(tmp_path), heldout_split="validation", heldout_rows=3, streaming=streaming, shuffle_buffer=1
-    )
-    train, heldout = load_rows(data)
-    assert heldout is not None
-    assert [number_of(heldout[i]) for i in range(len(heldout))] == [9, 10, 11]
-    assert [number_of(row) for row in first_pass(train, 9)] == list(range(9))
-
-
-def test_bad_rows_are_left_out_of_the_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for write in (sharegpt4v, webdataset):
-        rows = make_rows()
-        rows[1]["bytes"] = rows[1]["bytes"][:60]
-        rows[3]["caption"] = " "
-        folder = tmp_path / write.__name__
-        folder.mkdir()
-        _, heldout = load_rows(DataArguments(**write(rows, folder), heldout_rows=5))
-        assert heldout is not None
-        assert [number_of(heldout[i]) for i in range(len(heldout))] == [0, 2, 4]
-    message = "2 of 5 held-out rows are left out. 2 bad rows: 1 unreadable, 1 empty_caption."
-    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [message] * 2
-
-
-def test_held_out_rows_that_are_all_bad(tmp_path: Path) -> None:
-    rows = make_rows()
-    for row in rows[:4]:
-        row["bytes"] = None
-    with pytest.raises(DataError, match=r"None of the 4 held-out rows .* 4 bad rows: 4 missing; .*0003\.png"):
-        load_rows(DataArguments(**sharegpt4v(rows, tmp_path), heldout_rows=4))
-
-
 # Bad rows
-
-
-def spoil(rows: list[dict[str, Any]], numbers: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-    for cause, places in numbers.items():
-        for place in places:
-            if cause == "empty_caption":
-                rows[place]["caption"] = ""
-            else:
-                other = {"missing": None, "unreadable": png(7)[:80], "oversized": png(7, (200, 101))}
-                rows[place]["bytes"] = other[cause]
-    return rows
-
-
-# The first shard is spared missing images: `datasets` finds out there what a shard consists of.
-SPOILED = {"missing": [8, 10], "unreadable": [5], "oversized": [6, 11], "empty_caption": [0]}
-COUNTS = [2, 1, 2, 1]
 
 
 def batches_of(rows: Any, workers: int, **options: Any) -> Iterator[Any]:
@@ -598,272 +379,3 @@ def test_an_image_behind_an_address() -> None:
     assert read_image("memory://there.png", "/somewhere", 10_000).getpixel((0, 0)) == (5, 10, 99)
     with pytest.raises(Exception, match=r"missing \(memory://elsewhere\.png"):
         read_image("memory://elsewhere.png", None, 10_000)
-
-
-# ShareGPT4V's file
-
-
-@pytest.mark.parametrize("chunk", [2, 7, 64, 1 << 20])
-def test_json_is_read_in_pieces(chunk: int, tmp_path: Path) -> None:
-    entries = [{"id": i, "text": 'é"]},{[' * i, "more": [{"a": []}, 1.5, None]} for i in range(9)]
-    for indent in (None, 2):
-        (tmp_path / "list.json").write_text(json.dumps(entries, ensure_ascii=False, indent=indent), encoding="utf-8")
-        assert list(json_objects(tmp_path / "list.json", chunk)) == entries
-    (tmp_path / "list.json").write_text(" [] ")
-    assert list(json_objects(tmp_path / "list.json", chunk)) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"image": "x.png"}', "must hold a JSON list of objects, it begins with"),
-        ('[{"image": "a.png"}, {"image": "b.', "is broken or breaks off after object 1: Unterminated string"),
-        ('[{"image": "a.png"}', "is broken or breaks off after object 1"),
-        ('[{"image": "a.png"}, {"image": oops}]', "is broken or breaks off after object 1: Expecting value"),
-        ('[{"image": "a.png"}, 3]', "element 1 is 3"),
-    ],
-)
-def test_json_that_is_broken(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "list.json").write_text(text)
-    with pytest.raises(DataError, match=message):
-        load_rows(DataArguments(data=str(tmp_path / "list.json"), data_format="sharegpt4v", image_root=str(tmp_path)))
-
-
-def test_sharegpt4v_rows_without_image_or_answer_are_bad(tmp_path: Path) -> None:
-    setting = sharegpt4v(make_rows(4), tmp_path)
-    file = tmp_path / "captions.json"
-    entries = json.loads(file.read_text())
-    del entries[0]["image"]
-    entries[1]["conversations"] = entries[1]["conversations"][:1]
-    file.write_text(json.dumps(entries))
-    train, _ = load_rows(DataArguments(**setting, heldout_rows=0))
-    assert isinstance(train, CaptionRows)
-    assert list(walk(1, 4))[:3] == [1, 0, 3]
-    assert [train[i]["bad_rows"] for i in (0, 1)] == [[1, 0, 0, 0], [1, 0, 0, 1]]
-
-
-def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
-    for count in (4, 6):
-        train, _ = load_rows(DataArguments(**sharegpt4v(make_rows(count), tmp_path), heldout_rows=1))
-        assert isinstance(train, CaptionRows)
-        assert len(train) == count - 1
-
-
-# Settings
-
-
-def test_settings_are_a_command_line() -> None:
-    (data,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(  # type: ignore[arg-type, unused-ignore]
-        ["--data", "shards", "--data_format", "webdataset", "--on_bad_row", "error", "--short_column", "title"]
-    )
-    assert data == DataArguments("shards", data_format="webdataset", on_bad_row="error", short_column="title")
-    assert (data.heldout_rows, data.max_image_pixels) == (1000, Image.MAX_IMAGE_PIXELS)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"data_format": "sharegpt4v"}, "--image_root"),
-        ({"data_format": "sharegpt4v", "image_root": "x", "streaming": True}, "not streamed"),
-        ({"data_format": "sharegpt4v", "image_root": "x", "heldout_split": "test"}, "one split"),
-        ({"heldout_rows": -1}, "--heldout_rows must be at least 0, got -1"),
-        ({"shuffle_buffer": 0}, "--shuffle_buffer must be at least 1, got 0"),
-        ({"max_image_pixels": 0}, "--max_image_pixels must be at least 1, got 0"),
-    ],
-)
-def test_settings_that_make_no_sense(setting: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DataArguments(data="x", **setting)
-
-
-@pytest.mark.parametrize("write", [imagefolder, webdataset])
-def test_a_column_that_is_not_there(write: Write, tmp_path: Path) -> None:
-    setting = write(make_rows(), tmp_path) | {"long_column": "description"}
-    with pytest.raises(DataError, match=r"no column 'description' but \['\w+', .*--long_column"):
-        load_rows(DataArguments(**setting))
-
-
-def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no file \S*captions\.json"):
-        load_rows(DataArguments(str(tmp_path / "captions.json"), data_format="sharegpt4v", image_root=str(tmp_path)))
-    setting = sharegpt4v(make_rows(), tmp_path) | {"image_root": str(tmp_path / "images")}
-    with pytest.raises(DataError, match=r"--image_root \S*images is not a folder"):
-        load_rows(DataArguments(**setting))
-
-
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    setting = sharegpt4v(make_rows(), tmp_path)
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r'`datasets`, of the extra "train".*pip install -e "\.\[train\]"'):
-        load_rows(DataArguments(**setting))
-
-
-# Batches
-
-
-@pytest.fixture(scope="module")
-def processor(clip_folder: Path) -> Any:
-    return AutoProcessor.from_pretrained(clip_folder)
-
-
-def words(count: int) -> str:
-    """A caption of `count + 2` tokens: every `a` is one."""
-    return " ".join(["a"] * count)
-
-
-def row_of(caption: str, number: int = 1, bad_rows: Sequence[int] = (0, 0, 0, 0), short: str = "a") -> Any:
-    image = Image.open(io.BytesIO(png(number)))
-    return {"image": image, "caption": caption, "short_caption": short, "bad_rows": bad_rows}
-
-
-def tokenizers(clip_folder: Path, processor: Any) -> list[Any]:
-    kinds = [processor.tokenizer]
-    if CLIPTokenizer is not CLIPTokenizerFast:  # 4.57 has a slow one besides
-        kinds += [CLIPTokenizer.from_pretrained(clip_folder), CLIPTokenizerFast.from_pretrained(clip_folder)]
-    return kinds
-
-
-def test_a_batch_by_hand(clip_folder: Path, processor: Any) -> None:
-    for tokenizer in tokenizers(clip_folder, processor):
-        bos, eot, a = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer("a")["input_ids"][1]
-        collator = CaptionCollator(tokenizer, processor.image_processor, 7)
-        rows = [
-            row_of(words(2), 10, (1, 0, 0, 2), short=words(1)),
-            row_of(words(5), 20),
-            row_of(words(6), 30, (1, 1, 0, 0), short=words(3)),
-            row_of(words(50), 40),
-        ]
-        batch = collator(rows)
-        assert next(iter(batch)) == "pixel_values"  # the Trainer takes the batch size from the first
-        assert batch["input_ids"].tolist() == [
-            [bos, a, a, eot, eot, eot, eot],
-            [bos, a, a, a, a, a, eot],
-            [bos, a, a, a, a, a, eot],
-            [bos, a, a, a, a, a, eot],
-        ]
-        assert batch["attention_mask"].tolist() == [[1] * 4 + [0] * 3] + [[1] * 7] * 3
-        assert batch["short_input_ids"].tolist() == [
-            [bos, a, eot, eot, eot],
-            [bos, a, eot, eot, eot],
-            [bos, a, a, a, eot],
-            [bos, a, eot, eot, eot],
-        ]
-        assert batch["short_attention_mask"].sum(1).tolist() == [3, 3, 5, 3]
-        assert batch["truncated"].tolist() == 2
-        assert batch["bad_rows"].tolist() == [2, 1, 0, 2]
-        assert {value.dtype for name, value in batch.items() if name != "pixel_values"} == {torch.long}
-        reference = processor.image_processor(images=[row["image"] for row in rows], return_tensors="pt")
-        assert torch.equal(batch["pixel_values"], reference["pixel_values"])
-        assert batch["pixel_values"].shape == (4, 3, 32, 32)
-
-
-@settings(deadline=None)
-@given(st.lists(st.text(max_size=60), min_size=1, max_size=5), st.integers(3, 20))
-def test_tokens_are_those_of_the_tokenizer(processor: Any, captions: list[str], max_length: int) -> None:
-    collator = CaptionCollator(processor.tokenizer, processor.image_processor, max_length)
-    input_ids, attention_mask, cut = collator.tokens(captions)
-    expected = processor.tokenizer(captions, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-    assert torch.equal(input_ids, expected["input_ids"])
-    assert torch.equal(attention_mask, expected["attention_mask"])
-    full = processor.tokenizer(captions, verbose=False)["input_ids"]
-    assert cut == sum(len(ids) > max_length for ids in full)
-
-
-def test_pixels_may_be_made_beforehand_and_of_any_mode(processor: Any) -> None:
-    collator = CaptionCollator(processor.tokenizer, processor.image_processor, 7)
-    row = row_of("a b c")
-    made = collator([row | {"image": collator.pixels(row["image"])}])
-    assert torch.equal(made["pixel_values"], collator([row])["pixel_values"])
-    for mode in ("P", "LA", "CMYK", "I;16", "1", "RGBA"):
-        image = Image.new(mode, (50, 40))
-        assert torch.equal(collator.pixels(image), collator.pixels(to_rgb(image))), mode
-
-
-@pytest.mark.parametrize("size", [(3, 3), (64, 3), (3, 64), (1, 1), (1, 40), (40, 1)])
-def test_tiny_images_keep_their_channels(size: tuple[int, int], processor: Any) -> None:
-    collator = CaptionCollator(processor.tokenizer, processor.image_processor, 7)
-    colour = (250, 120, 10)
-    pixels = collator.pixels(Image.new("RGB", size, colour))
-    mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
-    expected = (torch.tensor(colour) / 255 - torch.tensor(mean)) / torch.tensor(std)
-    assert torch.allclose(pixels, expected[:, None, None].expand(3, 32, 32), atol=1e-5)
-
-
-def test_a_tokenizer_without_padding(processor: Any) -> None:
-    class NoPadding:
-        pad_token_id = None
-
-    with pytest.raises(ValueError, match="no pad_token"):
-        CaptionCollator(NoPadding(), processor.image_processor, 7)
-
-
-def test_counts_through_workers_and_collator(processor: Any, tmp_path: Path) -> None:
-    collator = CaptionCollator(processor.tokenizer, processor.image_processor, 8)
-    setting = sharegpt4v(spoil(make_rows(), SPOILED), tmp_path)
-    data = DataArguments(**setting, heldout_rows=0, max_image_pixels=20_000)
-    train, _ = load_rows(data, transform=collator.pixels)
-    batches = list(DataLoader(train, batch_size=4, num_workers=2, collate_fn=collator))
-    assert [len(batch["pixel_values"]) for batch in batches] == [4, 4, 4, 1]
-    counts = sum(batch["bad_rows"] for batch in batches)
-    assert isinstance(counts, torch.Tensor)
-    assert counts.shape == (len(BAD_ROW_CAUSES),)
-    assert all(counts >= torch.tensor(COUNTS))
-    assert sum(int(batch["truncated"]) for batch in batches) == ROWS  # every caption is longer than 8 tokens
-
-
-# Groups of similar length
-
-
-def padded_tokens(lengths: Sequence[int], sizes: Sequence[int]) -> int:
-    ends = list(itertools.accumulate(sizes))
-    return sum(size * max(lengths[end - size : end]) for size, end in zip(sizes, ends, strict=True))
-
-
-def least_tokens(lengths: Sequence[int], groups: int) -> int:
-    """By trying every way to cut the sorted lengths."""
-    batch = len(lengths)
-    return min(
-        padded_tokens(sorted(lengths), np.diff([0, *cuts, batch]).tolist())
-        for count in range(min(groups, batch))
-        for cuts in itertools.combinations(range(1, batch), count)
-    )
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(1, 10))
-def test_length_groups_are_the_best(lengths: list[int], groups: int) -> None:
-    order, sizes = length_groups(torch.tensor(lengths), groups)
-    assert sorted(order.tolist()) == list(range(len(lengths)))
-    assert len(sizes) <= groups
-    assert min(sizes) >= 1
-    assert sum(sizes) == len(lengths)
-    along = [lengths[i] for i in order.tolist()]
-    assert along == sorted(lengths)
-    assert padded_tokens(along, sizes) == least_tokens(lengths, groups)
-
-
-def test_length_groups_by_hand() -> None:
-    order, sizes = length_groups(torch.tensor([248, 10, 12, 240, 11, 12]), 2)
-    assert order.tolist() == [1, 4, 2, 5, 3, 0]
-    assert sizes == [4, 2]  # 4 x 12 + 2 x 248; [3, 3] would take 3 x 12 + 3 x 248
-    assert length_groups(torch.tensor([7, 7, 7]), 4)[1] == [3]
-    assert length_groups(torch.tensor([3, 9]), 1)[1] == [2]
-
-
-def test_length_groups_restore_the_batch_and_suit_a_large_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(3, 249, (2048,), generator=generator)
-    totals = []
-    for groups in (1, 2, 4, 8, 300):
-        order, sizes = length_groups(lengths, groups)
-        assert torch.equal(torch.cat(lengths[order].split(sizes))[order.argsort()], lengths)
-        totals.append(padded_tokens(lengths[order].tolist(), sizes))
-    assert totals == sorted(totals, reverse=True)
-    assert totals[0] == 2048 * int(lengths.max())
-    assert totals[-1] == int(lengths.sum())
-
-
-@pytest.mark.parametrize(("lengths", "groups"), [([], 2), ([1, 2], 0), ([[1, 2]], 2)])
-def test_length_groups_of_nothing(lengths: Any, groups: int) -> None:
-    with pytest.raises(ValueError, match="groups"):
-        length_groups(torch.tensor(lengths), groups)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
@@ -100,9 +100,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def command(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(*given: Any, launcher: tuple[Any, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
+    def run(*given: Any, launcher: tuple[Any, ...] = (sys.executable, SCRIPT)) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(word) for word in (*launcher, SCRIPT, *given)],
+            [str(word) for word in (*launcher, *given)],
             capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False,
         )  # fmt: skip
 
@@ -442,27 +442,37 @@ def test_killed_with_accumulation_and_adapters(
 
 # Several processes
 
+SHARDED = Path(__file__).with_name("sharded.py")
+FSDP2 = words(
+    "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_reshard_after_forward true "
+    "--fsdp_transformer_layer_cls_to_wrap CLIPEncoderLayer --fsdp_state_dict_type"
+)
 
-def launcher(*more: Any, gpus: bool = True) -> tuple[Any, ...]:
+
+def launcher(kind: str, state_dict_type: str = "FULL_STATE_DICT") -> tuple[Any, ...]:
     """Two processes; gloo, because `--use_cpu`."""
-    kind = "--multi_gpu" if gpus else ""
-    line = f"launch {kind} --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    how = ["--multi_gpu"] if kind == "ddp" else [*FSDP2, state_dict_type]
+    line = words("launch --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no")
     port = ["--main_process_port", str(20000 + os.getpid() % 20000)]
-    return (sys.executable, "-m", "accelerate.commands.accelerate_cli", *line.split(), *port, *more)
+    script = SCRIPT if kind == "ddp" else SHARDED
+    return (sys.executable, "-m", "accelerate.commands.accelerate_cli", *line, *how, *port, script)
 
 
 TWO = words("--components_scope global --max_steps 4 --save_strategy no --logging_steps 1 --max_grad_norm 0")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("kind", "chunk"), [("ddp", 0), ("fsdp2", 0), ("fsdp2", 3)])
 def test_two_processes_equal_one_with_twice_the_batch(
-    command: Callable[..., subprocess.CompletedProcess[str]], bad_photos: Path, longclip_folder: Path, tmp_path: Path
-) -> None:
+    kind: str, chunk: int, command: Callable[..., subprocess.CompletedProcess[str]], bad_photos: Path,
+    longclip_folder: Path, tmp_path: Path,
+) -> None:  # fmt: skip
     # The gradient of the keys' biases is zero but for rounding, which Adam without an epsilon would blow up to steps.
     given = ["--model", longclip_folder, *table(bad_photos), *QUIET, *TWO, "--warmup_steps", 0, "--adam_epsilon", 1e-3]
     one = command(*given, "--per_device_train_batch_size", 16, "--output_dir", "one")
     assert one.returncode == 0, one.stderr
-    two = command(*given, "--per_device_train_batch_size", 8, "--output_dir", "two", launcher=launcher())
+    given += ["--per_device_train_batch_size", 8, "--cache_chunk_size", chunk, "--output_dir", "two"]
+    two = command(*given, launcher=launcher(kind))
     assert two.returncode == 0, two.stderr
     start, alone, together = (
         load_file(Path(folder) / "model.safetensors")
@@ -481,37 +491,53 @@ def test_one_process_with_bad_data_ends_all(
 ) -> None:
     given = ["--model", longclip_folder, *table(bad_photos), *QUIET, *TWO, "--per_device_train_batch_size", 8]
     begin = time.monotonic()
-    done = command(*given, "--on_bad_row", "error", "--output_dir", "out", launcher=launcher())
+    done = command(*given, "--on_bad_row", "error", "--output_dir", "out", launcher=launcher("ddp"))
     assert done.returncode != 0 and time.monotonic() - begin < 60
     assert "cannot be trained on" in done.stderr and "error (process " in done.stderr
 
 
 @pytest.mark.slow
-def test_fsdp2_saves_full_checkpoints_and_goes_on_from_them(
-    command: Callable[..., subprocess.CompletedProcess[str]], photos: Path, longclip_folder: Path, tmp_path: Path
-) -> None:
-    sharded = words(
-        "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP --fsdp_reshard_after_forward true "
-        "--fsdp_transformer_layer_cls_to_wrap CLIPEncoderLayer --fsdp_state_dict_type FULL_STATE_DICT"
-    )
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_save_full_checkpoints_and_go_on_from_them(
+    kind: str, command: Callable[..., subprocess.CompletedProcess[str]], photos: Path, longclip_folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     given = ["--model", longclip_folder, *table(photos), *QUIET, *TWO, "--save_strategy", "steps", "--save_steps", 2]
     given += ["--per_device_train_batch_size", 8, "--output_dir", "out"]
-    weights = tmp_path / "out" / "model.safetensors"
-    # transformers 4 loads the optimizer of FSDP to "cpu:0", which torch does not know: there, no resuming on the CPU.
-    resumes = int(transformers.__version__.partition(".")[0]) >= 5
-    for _ in range(1 + resumes):
-        done = command(*given, launcher=launcher(*sharded, gpus=False))
+    code = {"modeling_longclip.py", "configuration_longclip.py", "compat.py", "defaults.py"}
+    start = load_file(longclip_folder / "model.safetensors")
+    kept = "text_model.embeddings.position_embedding.weight"
+    for attempt in ("whole", "resumed"):
+        done = command(*given, launcher=launcher(kind))
         assert done.returncode == 0, done.stderr
-        found, start = load_file(weights), load_file(longclip_folder / "model.safetensors")
+        found = load_file(tmp_path / "out" / "model.safetensors")
         assert {key: value.shape for key, value in found.items()} == {key: v.shape for key, v in start.items()}
-        table_name = "text_model.embeddings.position_embedding.weight"
-        assert torch.equal(found[table_name][:20], start[table_name][:20])
-        AutoModel.from_pretrained(tmp_path / "out" / "checkpoint-2")
-        if not (tmp_path / "whole").exists():
-            shutil.move(weights, tmp_path / "whole")
+        assert torch.equal(found[kept][:20], start[kept][:20]) and not torch.equal(found[kept], start[kept])
+        for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-2"):
+            assert {file.name for file in folder.glob("*.py")} == code
+            AutoModel.from_pretrained(folder)
+        if attempt == "whole":
+            shutil.move(tmp_path / "out" / "model.safetensors", tmp_path / "whole")
             shutil.rmtree(tmp_path / "out" / "checkpoint-4")
-    if not resumes:
-        return
     assert "Going on from out/checkpoint-2." in done.stdout
     whole = load_file(tmp_path / "whole")
     assert all(torch.equal(whole[key], found[key]) for key in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("state_dict_type", "given", "message"),
+    [
+        ("SHARDED_STATE_DICT", [], "state_dict_type is SHARDED_STATE_DICT.*fsdp_state_dict_type: FULL_STATE_DICT"),
+        ("FULL_STATE_DICT", ["--lora_rank", 2], "not merged under FSDP: train them with DDP"),
+    ],
+)
+def test_what_fsdp2_could_not_save_is_refused(
+    state_dict_type: str, given: list[Any], message: str, photos: Path, longclip_folder: Path,
+    command: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:  # fmt: skip
+    settings = ["--model", longclip_folder, *table(photos), *QUIET, *TWO, "--output_dir", "out"]
+    settings += ["--per_device_train_batch_size", 8, *given]
+    done = command(*settings, launcher=launcher("fsdp2", state_dict_type))
+    assert done.returncode != 0
+    assert re.search(message, done.stderr), done.stderr

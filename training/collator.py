@@ -1,0 +1,119 @@
+"""Batches of rows, and their captions in groups of similar length."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from training.captions import CaptionRow, to_rgb
+
+
+class CaptionCollator:
+    """Makes one batch of rows.
+
+    Args:
+        tokenizer: CLIP's, of any kind that transformers has.
+        image_processor: CLIP's.
+        max_length: positions of the text tower; what is longer is cut there and keeps its EOT.
+
+    Raises:
+        ValueError: if the tokenizer has no padding token.
+    """
+
+    def __init__(self, tokenizer: Any, image_processor: Any, max_length: int) -> None:
+        if tokenizer.pad_token_id is None:
+            raise ValueError("The tokenizer has no pad_token. CLIP's own pads with its end-of-text token.")
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.max_length = max_length
+
+    def __call__(self, rows: Sequence[CaptionRow]) -> dict[str, torch.Tensor]:
+        """A batch:
+
+        - `pixel_values`, `torch.FloatTensor` of shape `(batch_size, 3, height, width)`;
+        - `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(batch_size, sequence_length)`: the long
+          captions, padded on the right to the longest of them;
+        - `short_input_ids` and `short_attention_mask`: the same of the short captions, padded to their own longest;
+        - `bad_rows`, `torch.LongTensor` of shape `(len(BAD_ROW_CAUSES),)`: rows skipped on the way to this batch;
+        - `truncated`, `torch.LongTensor` of shape `()`: long captions that were cut at `max_length`.
+        """
+        images = (row["image"] for row in rows)
+        input_ids, attention_mask, truncated = self.tokens([row["caption"] for row in rows])
+        short_input_ids, short_attention_mask, _ = self.tokens([row["short_caption"] for row in rows])
+        return {
+            "pixel_values": torch.stack([self.pixels(i) if isinstance(i, Image.Image) else i for i in images]),
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "short_input_ids": short_input_ids,
+            "short_attention_mask": short_attention_mask,
+            "bad_rows": torch.tensor([row["bad_rows"] for row in rows]).sum(0),
+            "truncated": torch.tensor(truncated),
+        }
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """`image`, of any mode, as `torch.FloatTensor` of shape `(3, height, width)`."""
+        # Without its format, a picture 3 pixels high would be taken for one whose channels come first.
+        made = self.image_processor(images=to_rgb(image), input_data_format="channels_last", return_tensors="pt")
+        return made["pixel_values"][0]
+
+    def tokens(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """`(input_ids, attention_mask, how many captions were cut)`; the tensors of shape `(batch_size, longest)`."""
+        encoded = self.tokenizer(list(captions), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+        cut = [ids if len(ids) <= self.max_length else ids[: self.max_length - 1] + ids[-1:] for ids in encoded]
+        input_ids = torch.full((len(cut), max(map(len, cut))), self.tokenizer.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(cut):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            attention_mask[row, : len(ids)] = 1
+        return input_ids, attention_mask, sum(len(ids) > self.max_length for ids in encoded)
+
+
+def length_groups(lengths: torch.Tensor, groups: int) -> tuple[torch.Tensor, list[int]]:
+    """Splits a batch into at most `groups` groups of similar length, each to be padded to its own longest.
+
+    Of all such splits it is one with the fewest tokens in all, padding included: `sum(size * longest)`. It takes
+    `O(groups * distinct_lengths ** 2)` operations, whatever the batch size.
+
+    Args:
+        lengths: token counts, `torch.LongTensor` of shape `(batch_size,)`.
+        groups: how many groups at most.
+
+    Returns:
+        `(order, sizes)`: a permutation of shape `(batch_size,)`, shortest first, and the sizes of the groups along it.
+        `ids[order].split(sizes)` are the groups, and `torch.cat(features)[order.argsort()]` restores the batch.
+
+    Raises:
+        ValueError: if `lengths` is not a vector with at least one element, or `groups` is below 1.
+    """
+    if lengths.ndim != 1 or not len(lengths) or groups < 1:
+        raise ValueError(
+            f"Expected lengths of shape (batch_size,) and groups >= 1, got {tuple(lengths.shape)}, {groups}."
+        )
+    order = lengths.argsort(stable=True)
+    longest, counts = lengths.cpu().unique(return_counts=True)
+    ends = counts.cumsum(0)
+    # tokens[i, j]: of one group from distinct length i to j.
+    tokens = ((ends - (ends - counts)[:, None]) * longest).double()
+    tokens.masked_fill_(torch.ones_like(tokens, dtype=torch.bool).tril(-1), math.inf)
+    best, begins = tokens[0], []  # best[j]: of all up to distinct length j, in one group, then in two, and so on
+    for _ in range(min(groups, len(longest)) - 1):  # one more group always saves, as long as lengths differ
+        best, before = (best[:-1, None] + tokens[1:]).min(0)  # the last group begins at distinct length before + 1
+        begins.append(before + 1)
+    boundaries = [len(longest)]
+    for begin in reversed(begins):
+        boundaries.append(int(begin[boundaries[-1] - 1]))
+    boundaries.append(0)
+    sizes = [int(counts[first:end].sum()) for end, first in itertools.pairwise(boundaries)]
+    return order, sizes[::-1]
+
+
+def even_groups(lengths: torch.Tensor, groups: int) -> tuple[torch.Tensor, list[int]]:
+    """Like `length_groups`, of sizes that depend on the batch size alone, not on what it holds.
+
+    Under FSDP every process must encode equally many groups: each begins by collecting the weights from all.
+    """
+    order = lengths.argsort(stable=True)
+    return order, [len(part) for part in order.tensor_split(min(groups, len(order)))]
