@@ -34,7 +34,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev,train]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,train,evaluate]"
 	touch $@
 
 clean:

@@ -3,6 +3,7 @@
 import ast
 import configparser
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,3 +195,16 @@ def test_no_module_is_named_after_a_dependency() -> None:
     taken |= {name.lower() for name in sys.stdlib_module_names}
     names = {file.stem: name_of(file) for file in [*SOURCE, *files_of("tests")]}
     assert {stem: name for stem, name in names.items() if stem.lower() in taken} == {}
+
+
+def test_every_script_is_a_command_that_explains_itself() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    lines = parser["options.entry_points"]["console_scripts"].strip().splitlines()
+    commands = dict(re.split(r"\s*=\s*", line) for line in lines)
+    targets = {f"{name_of(file).removesuffix('.py').replace('/', '.')}:main" for file in SCRIPTS}
+    assert set(commands.values()) == targets
+    for command in commands:
+        script = Path(sys.executable).with_name(command)
+        done = subprocess.run([script, "--help"], capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0 and command in done.stdout, done.stderr

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from evaluation.retrieval import recall_at_k
+from evaluation.retrieval import retrieval_ranks
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import complete_processor
 from training.arguments import LongCLIPTrainingArguments
@@ -457,11 +457,10 @@ def _has_adapters(model: nn.Module) -> bool:
 def retrieval_metrics(prediction: Any) -> dict[str, float]:
     """Recall among all held-out rows, both ways, with the long and with the short captions."""
     image, long, short = (torch.as_tensor(part) for part in prediction.predictions)
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, text in (("long", long), ("short", short)):
-        for direction, (queries, candidates) in {"i2t": (image, text), "t2i": (text, image)}.items():
-            for k, value in recall_at_k(queries, candidates, (1, 5, 10)).items():
-                metrics[f"{name}_{direction}_r{k}"] = value
+        for direction, ranks in retrieval_ranks(image, text, torch.arange(len(image))).items():
+            metrics |= {f"{name}_{direction}_r{k}": ranks.recall(k) for k in (1, 5, 10)}
     return metrics
 
 

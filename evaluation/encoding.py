@@ -1,0 +1,470 @@
+"""Images and captions -> features, by any checkpoint: captions grouped by length, split over processes, kept on disk.
+
+Batches are formed of all rows in one way, whatever the number of processes and whatever is stored already, and then
+dealt out. Hence a row is computed in the same batch, and gets the same bits, with one process or with many, and in a
+run that was interrupted and taken up again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from rich.console import Console
+from rich.progress import Progress
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoModel, AutoProcessor, CLIPModel
+
+from evaluation.benchmarks import ImageFile
+from evaluation.feature_store import FeatureStore
+from evaluation.images import MAX_PIXELS, ImageError, decode_image
+from modeling_longclip.compat import features
+
+logger = logging.getLogger(__name__)
+
+Tower = Literal["text", "image"]
+# Rows of a batch, the model's inputs for them, and what is wrong with rows that are left out.
+Loaded = tuple[list[int], dict[str, torch.Tensor], list[str]]
+# `eos_token_id` of configurations older than 2023, for which CLIP pools at the highest id instead.
+_LEGACY_EOS_TOKEN_ID = 2
+_SHORTEST = 3  # start of text, one token, end of text
+
+
+class EncodingError(ValueError):
+    """A checkpoint, text or image that cannot be encoded: the message says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Captions as a model sees them.
+
+    Attributes:
+        embeds: not normalised, `torch.FloatTensor` of shape `(texts, dim)` on the CPU.
+        lengths: tokens before truncation, start and end of text among them, `torch.LongTensor` of shape `(texts,)`.
+        truncated: how many texts were cut.
+    """
+
+    embeds: torch.Tensor
+    lengths: torch.Tensor
+    truncated: int
+
+
+class Encoder:
+    """A checkpoint and its processor, ready to encode.
+
+    With several processes (started by `accelerate launch` or `torchrun`), every one makes an encoder and calls it with
+    the same texts and images; every one gets all features.
+
+    Args:
+        name: a folder or a Hub id, of any model that `AutoModel` loads and that has `get_text_features` and
+            `get_image_features`.
+        revision: branch, tag or commit of a Hub id.
+        trust_remote_code: run the code that comes with the checkpoint, as `AutoModel` does.
+        device: by default an accelerator, if there is one.
+        dtype: of weights and computation. Features are float32.
+        store: where features are kept; without one, nothing is.
+        batch_tokens: tokens of a batch of texts, padding included. By default 1,024 on the CPU, where larger batches
+            do not fit into its cache and take longer, and 32,768 elsewhere.
+        batch_images: images of a batch; in the same way, 8 and 128.
+        workers: processes that decode images. By default none on the CPU, which the model keeps busy, and elsewhere
+            one for every core, up to 16, shared among this machine's processes.
+        max_pixels: of the largest image that is decoded.
+
+    Attributes:
+        name, device: as above.
+        revision: the commit of a Hub id; None for a folder.
+        model_class: the name of the model's class.
+        positions: tokens that the model reads, start and end of text among them.
+        dtype: such as `"float32"`.
+        fingerprint: SHA-256, in hexadecimal, of the weights as loaded and of the settings of tokenizer and processor.
+        trims: whether a batch of texts is cut to its own longest. Of a CLIP it is: attention is causal and the feature
+            is read at the first EOT, so what stands behind it changes nothing. Any other model may see its padding
+            and may have been trained with it: its texts are padded to `positions`, as its tokenizer pads.
+        encoded, stored: rows that were computed and rows that the store had, by tower, so far. Equal texts or images
+            are one row.
+
+    Raises:
+        EncodingError: if there is no such checkpoint, its tensors are incomplete, it lacks one of the two methods, or
+            its tokenizer is another model's.
+        ImportError: without the extra `evaluate`.
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        revision: str | None = None,
+        *,
+        trust_remote_code: bool = False,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+        store: FeatureStore | None = None,
+        batch_tokens: int | None = None,
+        batch_images: int | None = None,
+        workers: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        try:
+            from accelerate import PartialState
+        except ImportError as error:
+            raise ImportError('Encoding needs accelerate: pip install "longclip-hf[evaluate]"') from error
+        self.name = str(name)
+        asked = None if device is None else torch.device(device)
+        self.processes = PartialState(cpu=asked is not None and asked.type == "cpu")
+        alone = self.processes.num_processes == 1
+        self.device = asked if asked is not None and alone else self.processes.device
+        self.model, processor = _load(self.name, revision, trust_remote_code, dtype)
+        self.revision = None if Path(self.name).expanduser().is_dir() else _commit(self.name, revision)
+        self.tokenizer, self.image_processor = processor.tokenizer, processor.image_processor
+        self.trims = isinstance(self.model, CLIPModel)
+        self.positions = _positions(self.model, self.tokenizer)
+        if self.trims:
+            _check_eot(self.name, self.model, self.tokenizer)
+        elif self.processes.is_main_process:
+            logger.warning(
+                "%s is no CLIP but a %s: every text is padded to %d tokens, which takes longer.",
+                self.name, type(self.model).__name__, self.positions,
+            )  # fmt: skip
+        self.model_class = type(self.model).__name__
+        self.dtype = str(self.model.dtype).removeprefix("torch.")
+        self.fingerprint = _fingerprint(self.model, self.tokenizer, self.image_processor)
+        self.model.to(self.device).eval()
+        self.store = store
+        on_cpu = self.device.type == "cpu"
+        self.batch_tokens = batch_tokens or (1024 if on_cpu else 32768)
+        self.batch_images = batch_images or (8 if on_cpu else 128)
+        if workers is None:
+            workers = 0 if on_cpu else min(16, os.cpu_count() or 1) // self.processes.num_processes
+        self.workers = workers
+        self.max_pixels = max_pixels
+        self.encoded: Counter[Tower] = Counter()
+        self.stored: Counter[Tower] = Counter()
+
+    def encode_texts(self, texts: Sequence[str], max_length: int | None = None) -> TextFeatures:
+        """
+        Args:
+            texts: of any length; what is longer than the model's is cut there and keeps its EOT.
+            max_length: cut to so many tokens instead, where that is shorter, also with the EOT at the end.
+
+        Raises:
+            EncodingError: for no texts, a text without a word, a `max_length` that leaves no token, or features that
+                are not finite.
+        """
+        limit = self.positions if max_length is None else min(max_length, self.positions)
+        if limit < _SHORTEST:
+            raise EncodingError(f"Of {limit} tokens, none is the text's: {_SHORTEST} are the fewest.")
+        if not texts:
+            raise EncodingError("There are no texts to encode.")
+        if empty := [index for index, text in enumerate(texts) if not text.strip()]:
+            raise EncodingError(f"{len(empty)} of {len(texts)} texts are empty: {_some(empty)}. Leave them out.")
+        ids, lengths, truncated = self._tokenize(texts, limit)
+        rows: dict[tuple[int, ...], int] = {}
+        row_of = [rows.setdefault(tuple(text), len(rows)) for text in ids]
+        sequences = list(rows)
+        keys = [hashlib.sha256(" ".join(map(str, sequence)).encode()).digest() for sequence in sequences]
+        first = dict(zip(reversed(row_of), reversed(texts), strict=True))
+
+        def load(batches: Iterable[list[int]]) -> Iterator[Loaded]:
+            return ((batch, self._pad([sequences[row] for row in batch]), []) for batch in batches)
+
+        batches = self._text_batches([len(sequence) for sequence in sequences])
+        embeds = self._features("text", keys, batches, load, lambda row: repr(first[row][:60]))
+        return TextFeatures(embeds[row_of], lengths, truncated)
+
+    def encode_images(self, images: Sequence[ImageFile]) -> torch.Tensor:
+        """Features of shape `(images, dim)`, not normalised, `torch.FloatTensor` on the CPU.
+
+        Raises:
+            EncodingError: for no images, images that cannot be read (all are named at once; the features of the others
+                are in the store), or features that are not finite.
+        """
+        if not images:
+            raise EncodingError("There are no images to encode.")
+        rows: dict[bytes, int] = {}
+        row_of = [rows.setdefault(digest, len(rows)) for digest in self.image_digests(images)]
+        first = dict(zip(reversed(row_of), reversed(images), strict=True))
+        files = [first[row] for row in range(len(rows))]
+        dataset = _ImageBatches(files, self.image_processor, self.max_pixels)
+
+        def load(batches: list[list[int]]) -> Iterator[Loaded]:
+            return iter(
+                DataLoader(dataset, batch_size=None, sampler=batches, num_workers=min(self.workers, len(batches)))
+            )
+
+        size = self.batch_images
+        batches = [list(range(begin, min(begin + size, len(rows)))) for begin in range(0, len(rows), size)]
+        return self._features("image", list(rows), batches, load, lambda row: files[row].name)[row_of]
+
+    def _tokenize(self, texts: Sequence[str], limit: int) -> tuple[list[list[int]], torch.Tensor, int]:
+        """Ids, cut to `limit`; lengths before that; and how many were cut."""
+        options = {"padding": False, "return_attention_mask": False, "verbose": False}
+        ids = list(self.tokenizer(list(texts), truncation=False, **options)["input_ids"])
+        lengths = torch.tensor([len(text) for text in ids])
+        long = (lengths > limit).nonzero().flatten().tolist()
+        if long:
+            # By the tokenizer, which knows what must stand at the end.
+            cut = self.tokenizer([texts[index] for index in long], truncation=True, max_length=limit, **options)
+            for index, text in zip(long, cut["input_ids"], strict=True):
+                ids[index] = text
+        return ids, lengths, len(long)
+
+    def _text_batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Rows in batches of similar length, of at most `batch_tokens` tokens, the longest first."""
+        batches: list[list[int]] = []
+        room = 0
+        for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+            if not room:
+                batches.append([])
+                room = max(1, self.batch_tokens // (lengths[row] if self.trims else self.positions))
+            batches[-1].append(row)
+            room -= 1
+        return batches
+
+    def _pad(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        if self.trims:
+            # No mask is needed: attention is causal, and what is added stands behind the EOT.
+            longest = max(map(len, sequences))
+            return {"input_ids": torch.tensor([[*ids, *ids[-1:] * (longest - len(ids))] for ids in sequences])}
+        ids = {"input_ids": [list(ids) for ids in sequences]}
+        return dict(
+            self.tokenizer.pad(
+                ids, padding="max_length", max_length=self.positions, return_tensors="pt", verbose=False
+            )
+        )
+
+    def image_digests(self, images: Sequence[ImageFile]) -> list[bytes]:
+        """SHA-256 of every image's content, each process reading its share."""
+        index, count = self.processes.process_index, self.processes.num_processes
+        share = images[len(images) * index // count : len(images) * (index + 1) // count]
+
+        def digest(image: ImageFile) -> tuple[bytes, str]:
+            try:
+                return hashlib.sha256(image.read()).digest(), ""
+            except Exception as error:  # of file systems, archives, servers
+                return b"", f"{image.name} cannot be read: {type(error).__name__}: {error}"
+
+        with ThreadPoolExecutor() as pool:
+            digests = _gather(list(pool.map(digest, share)))
+        _raise([problem for _, problem in digests if problem], f"{len(images)} images")
+        return [digest for digest, _ in digests]
+
+    def _features(
+        self,
+        tower: Tower,
+        keys: list[bytes],
+        batches: list[list[int]],
+        load: Callable[[list[list[int]]], Iterator[Loaded]],
+        name: Callable[[int], str],
+    ) -> torch.Tensor:
+        """The features of all rows, of shape `(len(keys), dim)`, on every process.
+
+        Args:
+            keys: hash of each row's content.
+            batches: all rows, in batches.
+            load: the model's inputs of batches.
+            name: what an error calls a row.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        space = self._space(tower)
+        main, count = self.processes.is_main_process, self.processes.num_processes
+        found: list[int] = []
+        embeds: torch.Tensor | None = None
+        # One process looks and tells the others: what is stored can change while they look one after the other.
+        if main and self.store is not None:
+            found, stored = self.store.read(space, keys)
+            if found:
+                embeds = torch.zeros(len(keys), stored.shape[1])
+                embeds[found] = stored
+        known = set(broadcast_object_list([found])[0])
+        self.stored[tower] += len(known)
+        self.encoded[tower] += len(keys) - len(known)
+        missing = [rest for batch in batches if (rest := [row for row in batch if row not in known])]
+        mine = missing[self.processes.process_index :: count]
+        problems: list[str] = []
+        console = Console(stderr=True)
+        progress = Progress(console=console, disable=not (main and console.is_terminal))
+        writer = nullcontext(lambda *_: None) if self.store is None else self.store.writer(space)
+        with progress, writer as write:
+            for rows, inputs, failed in progress.track(load(mine), len(mine), description=f"{self.name}: {tower}s"):
+                problems += failed
+                if not rows:
+                    continue
+                part = self._forward(tower, inputs)
+                if bad := [name(row) for row, good in zip(rows, part.isfinite().all(1), strict=True) if not good]:
+                    problems += [f"the {tower} features of {what} are not finite, in {self.dtype}" for what in bad]
+                    break  # they all may be; the other processes' shares are not lost
+                write([keys[row] for row in rows], part)
+                if embeds is None:
+                    embeds = torch.zeros(len(keys), part.shape[1])
+                embeds[rows] = part
+        _raise(_gather(problems), f"{len(keys)} different {tower}s")
+        return self._whole(embeds, len(keys))
+
+    @torch.inference_mode()
+    def _forward(self, tower: Tower, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        placed = {
+            key: value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
+            for key, value in inputs.items()
+        }
+        return features(getattr(self.model, f"get_{tower}_features")(**placed)).float().cpu()
+
+    def _whole(self, embeds: torch.Tensor | None, rows: int) -> torch.Tensor:
+        """The sum over processes of rows that are each one's own and zero elsewhere."""
+        from accelerate.utils import reduce
+
+        dim = max(_gather([0 if embeds is None else embeds.shape[1]]))
+        if embeds is None:
+            embeds = torch.zeros(rows, dim)
+        if self.processes.num_processes == 1:
+            return embeds
+        # As integers, of which the sum with zero is exact to the last bit, also of -0.0.
+        whole: torch.Tensor = reduce(embeds.view(torch.int32).to(self.processes.device), "sum")
+        return whole.cpu().view(torch.float32)
+
+    def _space(self, tower: Tower) -> str:
+        """What the features of a tower depend on beside a row's content, as a hash. Devices and versions differ in the
+        last digits, and in more where a version changes what is computed: they must not be mixed."""
+        config = self.model.config.to_dict()
+        parts = [
+            tower, self.fingerprint, type(self.model).__qualname__, type(self.image_processor).__qualname__,
+            {key: value for key, value in config.items() if key != "_name_or_path"}, self.positions, self.device.type,
+            *map(version, ("torch", "transformers")),
+        ]  # fmt: skip
+        return hashlib.sha256(_json(parts)).hexdigest()
+
+
+class _ImageBatches(Dataset[Loaded]):
+    """Batches of images by their rows, decoded in a dataloader's workers."""
+
+    def __init__(self, files: Sequence[ImageFile], image_processor: Any, max_pixels: int) -> None:
+        self.files = files
+        self.image_processor = image_processor
+        self.max_pixels = max_pixels
+
+    def __getitem__(self, rows: list[int]) -> Loaded:
+        decoded, images, failed = [], [], []
+        for row in rows:
+            try:
+                image = decode_image(self.files[row].read(), self.files[row].name, self.max_pixels)
+            except ImageError as error:
+                failed.append(str(error))
+            else:
+                decoded.append(row)
+                images.append(image)
+        if not images:
+            return [], {}, failed
+        # Without its format, a picture 3 pixels high would be taken for one whose channels come first.
+        inputs = self.image_processor(images=images, input_data_format="channels_last", return_tensors="pt")
+        return decoded, dict(inputs), failed
+
+
+def _load(name: str, revision: str | None, trust_remote_code: bool, dtype: Any) -> tuple[Any, Any]:
+    """The model and its processor."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() and revision is not None:
+        raise EncodingError(f"{name} is a folder, and revision {revision!r} is for Hub ids. Leave it out.")
+    source = str(folder) if folder.is_dir() else name
+    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    try:
+        model, info = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise EncodingError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
+    for method in ("get_text_features", "get_image_features"):
+        if not hasattr(model, method):
+            raise EncodingError(
+                f"{name} is a {type(model).__name__}, which has no {method}: texts and images are compared after "
+                "their projections into one space. Name the folder or Hub id of a whole CLIP."
+            )
+    if info["missing_keys"]:  # transformers would draw them at random
+        raise EncodingError(
+            f"{name}: these tensors of {type(model).__name__} are missing: {_some(sorted(info['missing_keys']))}"
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise EncodingError(f"{name}: its processor cannot be loaded: {type(error).__name__}: {error}") from error
+    for part in ("tokenizer", "image_processor"):
+        if not hasattr(processor, part):
+            raise EncodingError(
+                f"{name} has no {part}: copy the processor's files from the checkpoint it was made of."
+            )
+    return model, processor
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit of a Hub id that was just loaded: the name of the folder that it lies in."""
+    file = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else revision
+
+
+def _positions(model: Any, tokenizer: Any) -> int:
+    """Of a CLIP, its table: its tokenizer's `model_max_length` may be older than the stretch."""
+    text = getattr(model.config, "text_config", model.config)
+    limits = [getattr(text, "max_position_embeddings", None), tokenizer.model_max_length]
+    return int(limits[0] if isinstance(model, CLIPModel) else min(limit for limit in limits if limit))
+
+
+def _check_eot(name: str, model: Any, tokenizer: Any) -> None:
+    """CLIP pools at the first EOT, and without one silently at position 0."""
+    expected = model.config.text_config.eos_token_id
+    last = tokenizer("a")["input_ids"][-1]
+    if expected not in (last, _LEGACY_EOS_TOKEN_ID):
+        raise EncodingError(
+            f"{name}: its tokenizer ends a text with id {last}, and the model reads the feature at id {expected} "
+            "(eos_token_id of text_config). One of the two is another checkpoint's."
+        )
+
+
+def _fingerprint(model: Any, tokenizer: Any, image_processor: Any) -> str:
+    def digest(item: tuple[str, torch.Tensor]) -> bytes:
+        name, tensor = item
+        found = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return found.digest()
+
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        digests = pool.map(digest, sorted(model.state_dict().items()))
+    # Without what names classes: they differ between versions of transformers.
+    pixels = {
+        key: value
+        for key, value in image_processor.to_dict().items()
+        if not key.startswith("_") and key != "image_processor_type"
+    }
+    special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side]
+    settings = _json([pixels, sorted(tokenizer.get_vocab().items()), special])
+    return hashlib.sha256(b"".join(digests) + settings).hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode()
+
+
+def _gather(items: list[Any]) -> list[Any]:
+    """The items of all processes, in the order of ranks."""
+    from accelerate.utils import gather_object
+
+    gathered: list[Any] = gather_object(items)
+    return gathered
+
+
+def _raise(problems: Sequence[str], of: str) -> None:
+    """Raises one error for all problems, which every process must have gathered before."""
+    if problems:
+        raise EncodingError(f"{len(problems)} of {of} cannot be encoded: {_some(problems, '; ')}")
+
+
+def _some(items: Iterable[Any], separator: str = ", ", most: int = 10) -> str:
+    """The first ones by name, and how many more there are."""
+    items = list(items)
+    more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(str(item) for item in items[:most]) + more

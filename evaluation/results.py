@@ -1,0 +1,277 @@
+"""results.json: what an evaluation measured, and of what. The table, the plots, the page and the card all read it."""
+
+import json
+import math
+import os
+import re
+import types
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+FORMAT = 1
+
+Direction = Literal["i2t", "t2i"]
+DIRECTIONS: dict[Direction, str] = {"i2t": "Image to text", "t2i": "Text to image"}
+
+# Every metric there is, in the order of the tables.
+METRICS: dict[str, str] = {
+    **{
+        f"{key}_{metric}": f"{direction}, {name}"
+        for key, direction in DIRECTIONS.items()
+        for metric, name in {
+            "r1": "R@1",
+            "r5": "R@5",
+            "r10": "R@10",
+            "map": "mAP",
+            "median_rank": "median rank",
+            "mean_rank": "mean rank",
+        }.items()
+    },
+    "top1": "Top-1 accuracy",
+    "top5": "Top-5 accuracy",
+}
+
+
+class ResultsError(ValueError):
+    """Results that are not as the schema says, named by file and field."""
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies within 0 ... 1, the higher the better; the others are ranks, which count from 1."""
+    return not metric.endswith("_rank")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str  # unique; the other tables refer to it
+    revision: str | None  # a commit of the Hub; None for a folder
+    fingerprint: str  # of the weights
+    model_class: str
+    positions: int  # tokens that it reads, start and end of text among them
+    dtype: str
+
+
+@dataclass(frozen=True)
+class BenchmarkInfo:
+    name: str  # unique; the other tables refer to it
+    kind: Literal["retrieval", "classification"]
+    images: int
+    captions: int | None  # of retrieval
+    classes: int | None  # of classification
+    fingerprint: str  # of the data
+    definition: str
+    licence: str
+    home: str
+    notes: list[str] = field(default_factory=list)
+    # Entry n: how many captions have n tokens, start and end of text among them. Empty where nobody counted.
+    lengths: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EffectiveLength:
+    lengths: list[int]  # tokens kept, ascending
+    recall: dict[Direction, list[Value]]  # R@1 at each of them
+    effective: dict[Direction, Value]  # in tokens
+
+
+@dataclass(frozen=True)
+class Score:
+    model: str
+    benchmark: str
+    metrics: dict[str, Value]  # keys of METRICS
+    ties: int
+    truncated: int  # captions cut at the model's length
+    seconds: float
+    effective_length: EffectiveLength | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`model` minus `reference`, from a paired bootstrap: the interval is the difference's own."""
+
+    model: str
+    reference: str
+    benchmark: str
+    metric: str
+    value: Value
+
+
+@dataclass(frozen=True)
+class Results:
+    format: int = field(default=FORMAT, kw_only=True)
+    date: str  # ISO 8601
+    command: str
+    versions: dict[str, str]
+    hardware: str
+    models: list[Model]  # the first one is what the others are compared with
+    benchmarks: list[BenchmarkInfo]
+    scores: list[Score]
+    differences: list[Difference]
+
+
+def read_results(path: Path) -> Results:
+    """Reads a results.json.
+
+    Raises:
+        ResultsError: for a file that is not there or no results, with the file and the field.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} could not be read as results: {error}") from error
+    return _validated(data, path)
+
+
+def write_results(results: Results, path: Path) -> None:
+    """Writes `results` whole or not at all: equal results make equal files, numbers have six digits at most.
+
+    Raises:
+        ResultsError: for results that `read_results` would refuse; nothing is written then.
+    """
+    data = json.dumps(asdict(_validated(asdict(results), path)))
+    rounded = json.loads(data, parse_float=lambda number: round(float(number), 6))
+    text = json.dumps(rounded, indent=2, ensure_ascii=False)
+    # A list of numbers and a value with its interval take one line. Strings hold no line breaks in JSON.
+    text = re.sub(r"\[\n[\d\s,.e+-]+\]|\{\n\s*\"value\": [\d.e+-]+,[^{}]*\}", _on_one_line, text)
+    write_atomically(path, (text + "\n").encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes beside `path` and renames, so that no reader and no killed process meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    try:
+        work.write_bytes(data)
+        work.replace(path)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _validated(data: Any, path: Path) -> Results:
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise ResultsError(f"{path}: format is {found!r}, and this version reads {FORMAT}. Run the evaluation again.")
+    try:
+        results: Results = _build(Results, data, "")
+    except ResultsError as error:
+        raise ResultsError(f"{path}: {error}") from None
+    if problems := list(_problems(results)):
+        raise ResultsError(f"{path}: {'; '.join(problems[:5])}")
+    return results
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value`, as JSON gives it, as the type `kind`; strict, for a wrong type is a wrong number somewhere."""
+    origin, args = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _build_object(kind, value, where)
+    if origin is list:
+        _expect(isinstance(value, list), where, value, "a list")
+        return [_build(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        _expect(isinstance(value, dict), where, value, "an object")
+        items = sorted(value.items(), key=str)  # equal results make equal files
+        return {_build(args[0], key, where): _build(args[1], item, f"{where}.{key}") for key, item in items}
+    if origin is types.UnionType:  # `T | None`
+        return None if value is None else _build(args[0], value, where)
+    if origin is Literal:
+        _expect(value in args, where, value, " or ".join(map(repr, args)))
+        return value
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        _expect(number and math.isfinite(value), where, value, "a finite number")
+        return float(value)
+    if kind is int:
+        _expect(type(value) is int and value >= 0, where, value, "a count")
+    else:
+        _expect(isinstance(value, kind), where, value, "a text")
+    return value
+
+
+def _build_object(kind: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where, value, f"an object ({kind.__name__})")
+    needed = {f.name for f in fields(kind) if f.default is f.default_factory}  # both MISSING
+    if lacking := sorted(needed - value.keys()):
+        raise ResultsError(f"{where or 'the file'} lacks {', '.join(lacking)}")
+    hints = get_type_hints(kind)
+    if unknown := sorted(value.keys() - hints.keys(), key=str):
+        raise ResultsError(f"{where or 'the file'} has the unknown {', '.join(map(str, unknown))}")
+    return kind(**{name: _build(hints[name], item, f"{where}.{name}".strip(".")) for name, item in value.items()})
+
+
+def _expect(is_right: bool, where: str, value: Any, expected: str) -> None:
+    if not is_right:
+        raise ResultsError(f"{where or 'the file'} is {value!r:.80}, expected {expected}")
+
+
+def _problems(results: Results) -> Iterator[str]:
+    """What the types cannot say: names that refer to nothing, and numbers that are impossible."""
+    models, benchmarks = [m.name for m in results.models], {b.name: b for b in results.benchmarks}
+    try:
+        datetime.fromisoformat(results.date)
+    except ValueError:
+        yield f"date is {results.date!r}, expected ISO 8601"
+    if not models or len(set(models)) < len(models):
+        yield f"models are named {models}, expected one or more, each named once"
+    if len(benchmarks) < len(results.benchmarks):
+        yield f"benchmarks are named {[b.name for b in results.benchmarks]}, expected each named once"
+    for i, info in enumerate(results.benchmarks):
+        counted = "captions" if info.kind == "retrieval" else "classes"
+        if (getattr(info, counted) or 0) < 1 or info.images < 1:
+            yield f"benchmarks[{i}] ({info.name}) has no number of images and {counted}"
+        if info.captions and info.lengths and sum(info.lengths) != info.captions:
+            yield f"benchmarks[{i}].lengths counts {sum(info.lengths)} captions, not {info.captions}"
+    pairs = [(score.model, score.benchmark) for score in results.scores]
+    if len(set(pairs)) < len(pairs):
+        yield "scores hold a pair of model and benchmark twice"
+    for i, score in enumerate(results.scores):
+        where = f"scores[{i}]"
+        if score.model not in models or score.benchmark not in benchmarks:
+            yield f"{where} is of {score.model!r} on {score.benchmark!r}, which are not both listed"
+        for metric, value in score.metrics.items():
+            yield from _impossible(f"{where}.metrics.{metric}", metric, value)
+        if effective := score.effective_length:
+            kept, sides = effective.lengths, effective.recall.keys() | effective.effective.keys()
+            if kept != sorted(set(kept)) or not kept:
+                yield f"{where}.effective_length.lengths is {kept}, expected ascending numbers of tokens"
+            if effective.recall.keys() != effective.effective.keys():
+                yield f"{where}.effective_length has only one of recall and effective for {sorted(sides)}"
+            for side, values in effective.recall.items():
+                if len(values) != len(kept):
+                    yield f"{where}.effective_length.recall.{side} has {len(values)} values for {len(kept)} lengths"
+                for n, value in enumerate(values):
+                    yield from _impossible(f"{where}.effective_length.recall.{side}[{n}]", f"{side}_r1", value)
+    for i, difference in enumerate(results.differences):
+        names = {difference.model, difference.reference}
+        if not names <= set(models) or difference.benchmark not in benchmarks:
+            yield f"differences[{i}] is of {sorted(names)} on {difference.benchmark!r}, which are not all listed"
+        yield from _impossible(f"differences[{i}]", difference.metric, difference.value, difference=True)
+
+
+def _impossible(where: str, metric: str, value: Value, difference: bool = False) -> Iterator[str]:
+    if metric not in METRICS:
+        yield f"{where} is the unknown metric {metric!r}, expected one of {', '.join(METRICS)}"
+        return
+    numbers = (value.value, value.low, value.high)
+    if value.low > value.high:
+        yield f"{where} has the interval [{value.low}, {value.high}], whose ends are the wrong way round"
+    if is_share(metric) and not all((-1 if difference else 0) <= number <= 1 for number in numbers):
+        yield f"{where} is {numbers}, expected shares within 0 ... 1, not percent"
+    if not is_share(metric) and not difference and min(numbers) < 1:
+        yield f"{where} is {numbers}, and ranks count from 1"
+
+
+def _on_one_line(match: re.Match[str]) -> str:
+    return re.sub(r"(?<=[\[{])\s+|\s+(?=[\]}])", "", re.sub(r"\s+", " ", match[0]))

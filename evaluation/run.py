@@ -1,0 +1,386 @@
+"""Evaluates checkpoints side by side: retrieval, zero-shot classification, effective length.
+
+    python evaluation/run.py MODEL [MODEL ...] --benchmark NAME [NAME ...] --data DIR
+    python evaluation/run.py openai/clip-vit-base-patch16 long-clip tuned --benchmark urban1k --data downloads --html
+    python evaluation/run.py tuned --benchmark photos/metadata.jsonl --caption_column caption
+    accelerate launch evaluation/run.py ...                      # encoding divided among processes, the same figures
+
+MODEL is a folder or a Hub id (ID@REVISION pins one) of any model that AutoModel loads and that has get_text_features
+and get_image_features; a stock CLIP reads 77 tokens, and what it does not read is counted. The first one is what the
+others are compared with.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from evaluation.benchmarks import Benchmark, Classification, Retrieval
+    from evaluation.encoding import Encoder
+    from evaluation.page import Miss
+    from evaluation.results import BenchmarkInfo, Difference, Direction, EffectiveLength, Model, Score
+    from evaluation.retrieval import Ranks
+    from evaluation.scores import Bootstrap, Measured
+
+EPILOG = """\
+It writes to --output:
+  results.json       every figure with its 95 % interval, and what it was measured on and with
+  report.md, *.png   tables with differences to the first model; recall, effective length, token lengths
+  report.html        with --html: all of it in one page, and the hardest misses as pictures
+  features/          what was encoded: an interrupted run goes on, another metric encodes nothing again
+"""
+BAD_INPUT = 2  # exit code
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for models, data or settings that the user can mend."""
+    from evaluation.benchmarks import BENCHMARKS
+
+    parser = argparse.ArgumentParser(
+        prog="longclip-evaluate", description=__doc__, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument(
+        "--benchmark", nargs="+", required=True, metavar="NAME",
+        help=f"{', '.join(BENCHMARKS)} (docs/benchmarks.md: where each is downloaded and how it lies below --data); "
+        "or any source that the library datasets reads, for retrieval: a folder, a file of parquet, JSON or CSV, a "
+        "Hub id",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder that the benchmarks' files were unpacked in")
+    parser.add_argument("--output", type=Path, default=Path("evaluation-results"), metavar="DIR", help="%(default)s")
+    parser.add_argument("--html", action="store_true", help="write report.html too")
+    parser.add_argument("--misses", type=int, default=6, metavar="N", help="pictures of misses a model, %(default)s")
+    parser.add_argument(
+        "--no_effective_length", action="store_true", help="do not encode captions again at 10, 20, 30 ... tokens"
+    )
+    source = parser.add_argument_group("a source of your own")
+    source.add_argument("--image_column", default="image", metavar="NAME", help="%(default)s")
+    source.add_argument("--caption_column", nargs="+", default=["caption"], metavar="NAME", help="caption")
+    source.add_argument("--split", metavar="NAME", help="where there are several")
+    classes = parser.add_argument_group("classification")
+    classes.add_argument("--class_names", type=Path, metavar="FILE", help="lines of class<TAB>name")
+    classes.add_argument("--templates", type=Path, metavar="FILE", help="one template with {} a line")
+    how = parser.add_argument_group("how")
+    how.add_argument("--cache", type=Path, metavar="DIR", help="where features are kept; default: OUTPUT/features")
+    how.add_argument("--device", help="default: an accelerator, if there is one")
+    how.add_argument("--dtype", default="float32", help="of weights and computation, %(default)s")
+    how.add_argument("--batch_tokens", type=int, metavar="N", help="of a batch of texts; default: by the device")
+    how.add_argument("--batch_images", type=int, metavar="N", help="default: by the device")
+    how.add_argument("--workers", type=int, metavar="N", help="processes that decode images; default: by the device")
+    how.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap, %(default)s")
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap, %(default)s")
+    how.add_argument(
+        "--trust_remote_code", action="store_true", help="run the code that comes with a checkpoint, as AutoModel does"
+    )
+    given = sys.argv[1:] if args is None else args
+    options = parser.parse_args(given)
+    try:
+        run(options, " ".join(["longclip-evaluate", *given]))
+    except (ValueError, OSError, ImportError) as error:
+        if _is_first_process():
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        if _is_first_process():
+            print("Interrupted. The same command goes on from what is encoded.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(options: Any, command: str) -> None:
+    """Evaluates every model on every benchmark; the main process writes and prints the report.
+
+    Raises:
+        ValueError: for a benchmark, checkpoint, image or caption that cannot be evaluated.
+        ImportError: naming the extra that is missing.
+    """
+    import transformers
+
+    from evaluation.benchmarks import BENCHMARKS, Columns, load_benchmark
+    from evaluation.encoding import Encoder
+    from evaluation.feature_store import FeatureStore
+    from evaluation.results import Difference, Model, Score
+    from evaluation.scores import Bootstrap, differences
+
+    transformers.utils.logging.disable_progress_bar()
+    bootstrap = Bootstrap(options.resamples, options.seed)
+    columns = Columns(options.image_column, tuple(options.caption_column), options.split)
+    names_and_templates = {"class_names": options.class_names, "templates": options.templates}
+    benchmarks = [
+        load_benchmark(name, options.data, None if name.lower() in BENCHMARKS else columns, **names_and_templates)
+        for name in options.benchmark
+    ]
+    models: list[Model] = []
+    infos: dict[str, BenchmarkInfo] = {}
+    scores: list[Score] = []
+    gained: list[Difference] = []
+    misses: list[Miss] = []
+    reference: dict[str, Measured] = {}
+    for place, name in zip(options.models, display_names(options.models), strict=True):
+        source, revision = split_revision(place)
+        encoder = Encoder(
+            source, revision, trust_remote_code=options.trust_remote_code, device=options.device,
+            dtype=options.dtype, store=FeatureStore(options.cache or options.output / "features"),
+            batch_tokens=options.batch_tokens, batch_images=options.batch_images, workers=options.workers,
+        )  # fmt: skip
+        models.append(
+            Model(name, encoder.revision, encoder.fingerprint, encoder.model_class, encoder.positions, encoder.dtype)
+        )
+        for asked, benchmark in zip(options.benchmark, benchmarks, strict=True):
+            began = time.perf_counter()
+            found = evaluate(encoder, benchmark, bootstrap, not options.no_effective_length)
+            seconds = time.perf_counter() - began
+            if benchmark.name not in infos:
+                infos[benchmark.name] = describe(benchmark, BENCHMARKS.get(asked.lower()), found, encoder)
+            values, ties = dict(found.measured.values), found.measured.ties
+            curve = found.effective_length
+            scores.append(Score(name, benchmark.name, values, ties, found.truncated, seconds, curve))
+            if name == models[0].name:
+                reference[benchmark.name] = found.measured
+            else:
+                first = reference[benchmark.name]
+                gained += differences(name, found.measured, models[0].name, first, benchmark.name, bootstrap)
+            if options.html and encoder.processes.is_main_process:
+                misses += hardest_misses(name, benchmark, found, options.misses)
+        del encoder
+    if _is_first_process():
+        _write(options, command, models, list(infos.values()), scores, gained, misses)
+
+
+def _write(
+    options: Any,
+    command: str,
+    models: "list[Model]",
+    infos: "list[BenchmarkInfo]",
+    scores: "list[Score]",
+    gained: "list[Difference]",
+    misses: "list[Miss]",
+) -> None:
+    from datetime import UTC, datetime
+
+    from evaluation.page import write_page
+    from evaluation.report import markdown_table, write_report
+    from evaluation.results import Results, write_results
+
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    results = Results(now, command, _versions(), _hardware(), models, infos, scores, gained)
+    write_results(results, options.output / "results.json")
+    write_report(results, options.output)
+    if options.html:
+        write_page(results, misses, options.output / "report.html", options.misses)
+    print(markdown_table(results))
+    print(f"Wrote {', '.join(sorted(str(file) for file in options.output.iterdir() if file.is_file()))}.")
+
+
+# One model on one benchmark
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model made of a benchmark.
+
+    Args:
+        measured: the metrics.
+        truncated: captions cut at the model's length.
+        effective_length: of retrieval, where it was asked for.
+        ranks: by direction; of a classification, `i2t` of images among classes.
+        image_embeds, text_embeds: features; of a classification, those of the classes.
+        lengths: tokens of each caption before truncation; empty for a classification.
+    """
+
+    measured: "Measured"
+    truncated: int
+    effective_length: "EffectiveLength | None"
+    ranks: "dict[Direction, Ranks]"
+    image_embeds: "torch.Tensor"
+    text_embeds: "torch.Tensor"
+    lengths: "torch.Tensor"
+
+
+def evaluate(
+    encoder: "Encoder", benchmark: "Retrieval | Classification", bootstrap: "Bootstrap", lengths: bool = True
+) -> Found:
+    """Encodes and measures; `lengths`: with the curve of effective length, for retrieval."""
+    from evaluation.benchmarks import Retrieval
+
+    if isinstance(benchmark, Retrieval):
+        return _retrieval(encoder, benchmark, bootstrap, lengths)
+    return _classification(encoder, benchmark, bootstrap)
+
+
+def _retrieval(encoder: "Encoder", benchmark: "Retrieval", bootstrap: "Bootstrap", lengths: bool) -> Found:
+    import torch
+
+    from evaluation.effective_length import default_lengths
+    from evaluation.retrieval import retrieval_ranks
+    from evaluation.scores import measure_lengths, measure_retrieval
+
+    image_of = torch.tensor(benchmark.image_of)
+    image_embeds = encoder.encode_images(benchmark.images)
+    texts = encoder.encode_texts(benchmark.captions)
+    ranks: dict[Direction, Ranks] = retrieval_ranks(image_embeds, texts.embeds, image_of)
+    curve = None
+    if lengths:
+        grid = default_lengths(encoder.positions)
+        longest = min(int(texts.lengths.max()), encoder.positions)
+        hits: dict[Direction, list[torch.Tensor]] = {"i2t": [], "t2i": []}
+        for kept in grid:
+            shorter = ranks  # from the longest caption on, nothing is cut
+            if kept < longest:
+                embeds = encoder.encode_texts(benchmark.captions, kept).embeds
+                shorter = retrieval_ranks(image_embeds, embeds, image_of)
+            for direction, found in shorter.items():
+                hits[direction].append(found.hits(1))
+        curve = measure_lengths({way: torch.stack(found) for way, found in hits.items()}, grid, image_of, bootstrap)
+    measured = measure_retrieval(ranks, image_of, bootstrap)
+    return Found(measured, texts.truncated, curve, ranks, image_embeds, texts.embeds, texts.lengths)
+
+
+def _classification(encoder: "Encoder", benchmark: "Classification", bootstrap: "Bootstrap") -> Found:
+    import torch
+
+    from evaluation.classification import class_embeddings, classification_ranks
+    from evaluation.scores import measure_classification
+
+    image_embeds = encoder.encode_images(benchmark.images)
+    prompts = [template.replace("{}", name) for name in benchmark.class_names for template in benchmark.templates]
+    texts = encoder.encode_texts(prompts)
+    of_classes = texts.embeds.unflatten(0, (len(benchmark.class_names), len(benchmark.templates)))
+    text_embeds = class_embeddings(of_classes)
+    ranks = classification_ranks(image_embeds, text_embeds, torch.tensor(benchmark.labels))
+    measured = measure_classification(ranks, bootstrap)
+    return Found(measured, texts.truncated, None, {"i2t": ranks}, image_embeds, text_embeds, torch.tensor([]))
+
+
+def describe(
+    benchmark: "Retrieval | Classification", known: "Benchmark | None", found: Found, encoder: "Encoder"
+) -> "BenchmarkInfo":
+    """What results.json says of a benchmark; `known`: its entry, where it has a name."""
+    import hashlib
+    import json
+    from collections import Counter
+
+    from evaluation.benchmarks import Retrieval
+    from evaluation.results import BenchmarkInfo
+
+    notes = list(benchmark.notes)
+    digests = [digest.hex() for digest in encoder.image_digests(benchmark.images)]
+    again = sum(count for count in Counter(digests).values() if count > 1)
+    if again:
+        notes.append(f"{again} images are byte for byte the same as another")
+    texts: list[Sequence[Any]]
+    if isinstance(benchmark, Retrieval):
+        texts = [benchmark.captions, benchmark.image_of]
+        captions, classes, lengths = len(benchmark.captions), None, found.lengths.bincount().tolist()
+    else:
+        texts = [benchmark.class_names, benchmark.templates, benchmark.labels]
+        captions, classes, lengths = None, len(benchmark.class_names), []
+    content = json.dumps([digests, *map(list, texts)]).encode()
+    return BenchmarkInfo(
+        name=benchmark.name,
+        kind="classification" if captions is None else "retrieval",
+        images=len(benchmark.images),
+        captions=captions,
+        classes=classes,
+        fingerprint=hashlib.sha256(content).hexdigest(),
+        definition=known.caption_rule if known else "a source of the user's, all of its rows",
+        licence=known.licence if known else "the source's own",
+        home=known.home if known else benchmark.name,
+        notes=notes,
+        lengths=lengths,
+    )
+
+
+def hardest_misses(
+    model: str, benchmark: "Retrieval | Classification", found: Found, count: int, shown: int = 3
+) -> "list[Miss]":
+    """The queries that were missed by most, with what was right and the first answers that were returned."""
+    from evaluation.benchmarks import Retrieval
+    from evaluation.images import decode_image
+    from evaluation.page import Item, Miss, thumbnail
+    from evaluation.scores import hardest, most_similar
+
+    def picture(row: int) -> bytes:
+        file = benchmark.images[row]
+        return thumbnail(decode_image(file.read(), file.name))
+
+    listed = []
+    for direction, ranks in found.ranks.items():
+        queries, candidates = found.image_embeds, found.text_embeds
+        if direction == "t2i":
+            queries, candidates = candidates, queries
+        for query in hardest(ranks, count):
+            first = most_similar(queries[query], candidates, shown)
+            asked: Item
+            expected: list[Item]
+            returned: list[Item]
+            if not isinstance(benchmark, Retrieval):
+                names = benchmark.class_names
+                asked, expected = picture(query), [names[benchmark.labels[query]]]
+                returned = [names[row] for row in first]
+            elif direction == "i2t":
+                captions = benchmark.captions
+                own = [row for row, image in enumerate(benchmark.image_of) if image == query]
+                asked, expected = picture(query), [captions[row] for row in own]
+                returned = [captions[row] for row in first]
+            else:
+                asked, expected = benchmark.captions[query], [picture(benchmark.image_of[query])]
+                returned = [picture(row) for row in first]
+            rank = int(ranks.best[query]) + 1
+            listed.append(Miss(model, benchmark.name, direction, rank, asked, expected, returned))
+    return listed
+
+
+# Names and versions
+
+
+def split_revision(model: str) -> tuple[str, str | None]:
+    """`ID@REVISION` in two; a folder may hold an @ in its name."""
+    if Path(model).expanduser().is_dir() or "@" not in model:
+        return model, None
+    name, _, revision = model.rpartition("@")
+    return name, revision
+
+
+def display_names(models: Sequence[str]) -> list[str]:
+    """What tables call each model: the name of its folder, or all of its path where another has the same name.
+
+    Raises:
+        ValueError: for a model given twice.
+    """
+    if twice := sorted({model for model in models if models.count(model) > 1}):
+        raise ValueError(f"Given twice: {', '.join(twice)}. Name every model once.")
+    short = [Path(model).name if Path(model).expanduser().is_dir() else model for model in models]
+    return [model if short.count(name) > 1 else name for model, name in zip(models, short, strict=True)]
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("longclip-hf", "transformers", "torch")
+    return {**{package: version(package) for package in packages}, "python": platform.python_version()}
+
+
+def _hardware() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

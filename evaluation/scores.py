@@ -1,0 +1,157 @@
+"""Ranks -> what a report shows: metrics with intervals, the curve of lengths, differences between models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from evaluation.effective_length import LengthCurve, effective_length
+from evaluation.intervals import Interval, bootstrap_means, bootstrap_medians, difference_interval, percentiles
+from evaluation.results import Difference, Direction, EffectiveLength, Value, is_share
+from evaluation.retrieval import Ranks
+
+KS = {"retrieval": (1, 5, 10), "classification": (1, 5)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metrics of one model on one benchmark, query by query, so that models can be compared in pairs.
+
+    Args:
+        queries: metric -> its value at each query, of shape `(queries,)`.
+        groups: metric -> the image of each query, or None where every query is an image.
+        values: metric -> mean or median, with its interval.
+        ties: queries whose right answer ties with a wrong one.
+    """
+
+    queries: Mapping[str, torch.Tensor]
+    groups: Mapping[str, torch.Tensor | None]
+    values: Mapping[str, Value]
+    ties: int
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made: so many resamples, from this seed."""
+
+    resamples: int = 1000
+    seed: int = 0
+
+
+def measure_retrieval(
+    ranks: Mapping[Direction, Ranks], image_of: torch.Tensor, bootstrap: Bootstrap = Bootstrap()
+) -> Measured:
+    """Recall, mean average precision and ranks, both ways.
+
+    Args:
+        ranks: of `retrieval_ranks`.
+        image_of: the image of each caption, of shape `(captions,)`.
+        bootstrap: of the intervals; what is resampled are images, with their captions.
+    """
+    queries: dict[str, torch.Tensor] = {}
+    groups: dict[str, torch.Tensor | None] = {}
+    for direction, found in ranks.items():
+        rank = found.best.double().cpu() + 1
+        theirs = {f"{direction}_r{k}": found.hits(k).double().cpu() for k in KS["retrieval"]}
+        theirs[f"{direction}_map"] = found.average_precision.cpu()
+        theirs[f"{direction}_median_rank"] = theirs[f"{direction}_mean_rank"] = rank
+        queries |= theirs
+        groups |= dict.fromkeys(theirs, image_of if direction == "t2i" else None)
+    return _measured(queries, groups, sum(int((found.tied > 0).sum()) for found in ranks.values()), bootstrap)
+
+
+def measure_classification(ranks: Ranks, bootstrap: Bootstrap = Bootstrap()) -> Measured:
+    """Top-1 and top-5 accuracy, from the ranks of `classification_ranks`."""
+    queries = {f"top{k}": ranks.hits(k).double().cpu() for k in KS["classification"]}
+    return _measured(queries, dict.fromkeys(queries), int((ranks.tied > 0).sum()), bootstrap)
+
+
+def _measured(
+    queries: Mapping[str, torch.Tensor],
+    groups: Mapping[str, torch.Tensor | None],
+    ties: int,
+    bootstrap: Bootstrap,
+) -> Measured:
+    values: dict[str, Value] = {}
+    for metric, per_query in queries.items():
+        median = metric.endswith("median_rank")
+        if len(per_query) < 2:  # nothing to resample
+            resampled = per_query
+        else:
+            statistic = bootstrap_medians if median else bootstrap_means
+            resampled = statistic(per_query, groups[metric], bootstrap.resamples, bootstrap.seed)
+        low, high = percentiles(resampled)
+        value = per_query.quantile(0.5, interpolation="lower") if median else per_query.mean()
+        values[metric] = Value(value.item(), min(low, value).item(), max(high, value).item())
+    return Measured(queries, groups, values, ties)
+
+
+def measure_lengths(
+    hits: Mapping[Direction, torch.Tensor],
+    lengths: Sequence[int],
+    image_of: torch.Tensor,
+    bootstrap: Bootstrap = Bootstrap(),
+) -> EffectiveLength:
+    """R@1 as a function of the tokens kept, and where it stops growing (paper section 3.1).
+
+    Args:
+        hits: for each direction, booleans of shape `(lengths, queries)`.
+        lengths: tokens kept, ascending.
+        image_of: the image of each caption.
+        bootstrap: of the intervals.
+    """
+    curves: dict[Direction, LengthCurve] = {
+        direction: effective_length(
+            found,
+            lengths,
+            image_of if direction == "t2i" else None,
+            resamples=bootstrap.resamples,
+            seed=bootstrap.seed,
+        )
+        for direction, found in hits.items()
+    }
+    return EffectiveLength(
+        lengths=list(lengths),
+        recall={direction: [_value(point) for point in curve.recall] for direction, curve in curves.items()},
+        effective={direction: _value(curve.effective) for direction, curve in curves.items()},
+    )
+
+
+def _value(interval: Interval) -> Value:
+    return Value(*(float(number) for number in interval))
+
+
+def differences(
+    model: str,
+    found: Measured,
+    reference: str,
+    compared: Measured,
+    benchmark: str,
+    bootstrap: Bootstrap = Bootstrap(),
+) -> list[Difference]:
+    """`model` minus `reference` in every share, on the same queries, with paired intervals."""
+    listed = []
+    for metric in filter(is_share, found.queries):
+        if len(found.queries[metric]) > 1:
+            interval = difference_interval(
+                found.queries[metric],
+                compared.queries[metric],
+                found.groups[metric],
+                bootstrap.resamples,
+                seed=bootstrap.seed,
+            )
+            listed.append(Difference(model, reference, benchmark, metric, _value(interval)))
+    return listed
+
+
+def hardest(ranks: Ranks, count: int) -> list[int]:
+    """The queries that were missed by most, the worst first."""
+    worst = ranks.best.argsort(descending=True, stable=True)[:count]
+    return [int(query) for query in worst if ranks.best[query] > 0]
+
+
+def most_similar(query: torch.Tensor, candidates: torch.Tensor, count: int) -> list[int]:
+    """The rows of the candidates nearest by cosine, the nearest first; `query` of shape `(projection_dim,)`."""
+    similarity = F.normalize(candidates.double(), dim=-1) @ F.normalize(query.double(), dim=-1)
+    return [int(row) for row in similarity.topk(min(count, len(candidates))).indices]

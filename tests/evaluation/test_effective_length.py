@@ -1,0 +1,165 @@
+"""Effective length: truncation by hand, the definition on curves worked by hand, and its robustness to noise."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.effective_length import default_lengths, effective_length, gain_of_longer, truncate_ids
+from evaluation.intervals import bootstrap_interval
+
+START, END = 98, 99
+LENGTHS = [10, 20, 30, 40, 50, 60]
+
+
+class TestTruncation:
+    def test_by_hand(self) -> None:
+        captions = [[START, 1, 2, 3, END], [START, 4, END], [START, 5, 6, END]]
+        assert truncate_ids(captions, 3, END) == [[START, 1, END], [START, 4, END], [START, 5, END]]
+        assert truncate_ids(captions, 4, END) == [[START, 1, 2, END], [START, 4, END], [START, 5, 6, END]]
+        assert truncate_ids(captions, 5, END) == captions
+        assert truncate_ids(captions, 2, END) == [[START, END]] * 3
+
+    @pytest.mark.parametrize("padding", [END, 0])
+    def test_padding_is_left_out(self, padding: int) -> None:
+        """Hugging Face pads with EOT, the original with 0."""
+        padded = [[START, 1, 2, END, padding, padding], [START, 1, END, padding, padding, padding]]
+        assert truncate_ids(padded, 4, END) == [[START, 1, 2, END], [START, 1, END]]
+        assert truncate_ids(torch.tensor(padded).tolist(), 3, END) == [[START, 1, END]] * 2
+
+    @given(words=st.lists(st.integers(0, 50), max_size=30), length=st.integers(2, 40))
+    def test_properties(self, words: list[int], length: int) -> None:
+        caption = [START, *words, END]
+        (kept,) = truncate_ids([caption], length, END)
+        assert len(kept) == min(len(caption), length)
+        assert kept[:-1] == caption[: len(kept) - 1] and kept[-1] == END
+        assert truncate_ids([kept], length, END) == [kept]
+
+    def test_refusals(self) -> None:
+        with pytest.raises(ValueError, match=r"2 of 3 captions have no EOT \(id 99\), .* rows \[0, 2\]"):
+            truncate_ids([[START, 1], [START, END], []], 5, END)
+        with pytest.raises(ValueError, match="from 2 on, got 1"):
+            truncate_ids([[START, END]], 1, END)
+
+
+def test_default_lengths() -> None:
+    assert default_lengths(77) == [10, 20, 30, 40, 50, 60, 70, 77]
+    assert default_lengths(40) == [10, 20, 30, 40]
+    assert default_lengths(10) == [10]
+    grid = default_lengths(248)
+    assert (len(grid), grid[-3:]) == (25, [230, 240, 248])
+    with pytest.raises(ValueError, match="A model of 8 positions has no length from 10 on"):
+        default_lengths(8)
+
+
+def test_gain_by_hand() -> None:
+    """At 0.5: (0.7 + 0.9 + 0.8) / 3 - 0.5; at 0.7: 0.85 - 0.7; at 0.9: 0.8 - 0.9."""
+    curves = torch.tensor([[0.5, 0.7, 0.9, 0.8], [0.4, 0.4, 0.4, 0.4]])
+    torch.testing.assert_close(gain_of_longer(curves), torch.tensor([[0.3, 0.15, -0.1, 0], [0, 0, 0, 0]]))
+    assert gain_of_longer(torch.tensor([0.5])).tolist() == [0]
+
+
+def hits_of(curve: list[int], queries: int = 1000) -> torch.Tensor:
+    """So many of the queries find their own at each length, the same ones first."""
+    return torch.arange(queries) < torch.tensor(curve)[:, None]
+
+
+class TestWhereACurveStopsGrowing:
+    @pytest.mark.parametrize(
+        ("curve", "expected"),
+        [
+            ([300, 500, 600, 605, 600, 610], 30),  # gains 0.283, 0.104, 0.005
+            ([300, 500, 590, 605, 600, 610], 40),  # the third is 0.015 now, the fourth 0
+            ([500] * 6, 10),
+            ([500, 504, 508, 512, 516, 520], 20),  # slowly: 0.012, then 0.514 - 0.504
+            ([100, 200, 300, 400, 500, 600], 60),  # to the end
+            ([900, 910, 910, 910, 910, 910], 10),  # a point exactly
+            ([500, 600, 500, 500, 500, 500], 20),  # one lucky length: 0.02, then -0.1
+            ([500, 800, 700, 600, 500, 400], 20),  # grows, then declines: 0.1, then -0.25
+            ([600, 500, 400, 300, 200, 100], 10),  # never grew
+            ([400, 500, 500, 500, 600, 600], 50),  # a rest on the way: 0.14, 0.05, 0.067, 0.1, 0
+        ],
+    )
+    def test_by_hand(self, curve: list[int], expected: int) -> None:
+        result = effective_length(hits_of(curve), LENGTHS, resamples=20)
+        assert [recall.value for recall in result.recall] == pytest.approx([count / 1000 for count in curve])
+        assert result.effective.value == expected
+        assert result.effective.low <= expected <= result.effective.high
+
+    @pytest.mark.parametrize(("tolerance", "expected"), [(0.3, 10), (0.2, 20), (0.05, 30), (0.001, 40)])
+    def test_tolerance(self, tolerance: float, expected: int) -> None:
+        hits = hits_of([700, 850, 990, 1000, 1000, 1000])  # gains 0.268, 0.1475, 0.01, 0
+        assert effective_length(hits, LENGTHS, tolerance=tolerance, resamples=20).effective.value == expected
+
+    def test_one_length(self) -> None:
+        result = effective_length(torch.tensor([[True, False]]), [10])
+        assert result.effective == (10, 10, 10)
+
+
+class TestIntervals:
+    def test_bounds_are_where_the_bounds_of_the_gain_are_within_the_tolerance(self) -> None:
+        """20 of 1000 queries need 30 tokens: 0.02 +- 1.96 sqrt(0.02 * 0.98 / 1000) = 0.011 ... 0.029, surely growth.
+        With 100 queries the two that do are -0.007 ... 0.047: growth is neither certain nor ruled out."""
+        many = effective_length(hits_of([500, 580, 600, 600, 600, 600]), LENGTHS)
+        assert many.gain[1] == pytest.approx((0.02, 0.0113, 0.0287), abs=0.002)
+        assert many.effective == (30, 30, 30)
+        few = effective_length(hits_of([50, 58, 60, 60, 60, 60], 100), LENGTHS)
+        assert few.effective == (30, 20, 30)
+
+    def test_recall_has_the_interval_of_every_recall(self) -> None:
+        hits = hits_of([40, 60, 70, 70, 70, 70], 100)
+        groups = torch.arange(100) // 4
+        result = effective_length(hits, LENGTHS, groups)
+        assert list(result.recall) == [pytest.approx(bootstrap_interval(row, groups), abs=1e-12) for row in hits]
+
+    def test_captions_are_resampled_by_image(self) -> None:
+        """Five captions that say the same are one."""
+        hits = torch.rand(6, 50, generator=torch.Generator().manual_seed(0)) < torch.linspace(0.3, 0.9, 6)[:, None]
+        alone, image_of = effective_length(hits, LENGTHS), torch.arange(50).repeat_interleave(5)
+        five = effective_length(hits[:, image_of], LENGTHS, image_of)
+        assert five.effective == alone.effective
+        torch.testing.assert_close(torch.tensor(five.gain), torch.tensor(alone.gain))
+
+    def test_seed_decides(self) -> None:
+        hits = torch.rand(6, 50, generator=torch.Generator().manual_seed(0)) < 0.5
+        assert effective_length(hits, LENGTHS) == effective_length(hits, LENGTHS)
+        assert effective_length(hits, LENGTHS) != effective_length(hits, LENGTHS, seed=1)
+
+
+def test_noise() -> None:
+    """R@1 grows from 0.3 to 0.6 at the fourth length and stays. At every length 20 % of the 1000 queries answer by
+    chance. By the largest later value, in place of the mean, the length would be far too large."""
+    lengths = default_lengths(248)
+    truth = torch.tensor([min(0.3 + 0.1 * place, 0.6) for place in range(len(lengths))])[:, None]
+    generator = torch.Generator().manual_seed(0)
+    ours, naive, held = [], [], 0
+    for _ in range(40):
+        chance = torch.rand(len(lengths), 1000, generator=generator) < 0.2
+        ease = torch.where(
+            chance, torch.rand(len(lengths), 1000, generator=generator), torch.rand(1000, generator=generator)
+        )
+        hits = ease < truth
+        effective = effective_length(hits, lengths, resamples=200).effective
+        curve = hits.double().mean(dim=1)
+        ours.append(effective.value)
+        naive.append(lengths[int((curve >= curve.flip(0).cummax(0).values.flip(0) - 0.01).int().argmax())])
+        held += effective.low <= 40 <= effective.high
+    assert sum(ours) / 40 == pytest.approx(40, abs=5)
+    assert sum(naive) / 40 > 60
+    assert held >= 38
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hits": torch.ones(5, 4)}, r"for 6 lengths, got \(5, 4\)"),
+        ({"hits": torch.ones(6, 0)}, r"for 6 lengths, got \(6, 0\)"),
+        ({"lengths": [10, 20, 20, 30, 40, 50]}, r"increasing lengths .* got \[10, 20, 20"),
+        ({"tolerance": -0.1}, r"tolerance from 0 on, .* and -0\.1"),
+        ({"groups": torch.zeros(4, dtype=torch.int64)}, "two images"),
+        ({"level": 1}, "between 0 and 1"),
+    ],
+)
+def test_refusals(change: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        effective_length(**{"hits": torch.ones(6, 4), "lengths": LENGTHS, **change})

@@ -1,0 +1,197 @@
+"""The command: checkpoints side by side, on a source of one's own and on a named benchmark."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from caption_files import imagefolder, make_rows, png
+from torch.nn import functional as F
+from transformers import AutoModel, AutoProcessor
+
+from evaluation import run
+from evaluation.benchmarks import load_benchmark
+from evaluation.images import decode_image
+from evaluation.results import Results, read_results
+from modeling_longclip.compat import features
+
+QUICK = ["--resamples", "50", "--device", "cpu"]
+ROWS = 12
+LONG = "It stands beside a wide road with trees, and people walk by. " * 8  # beyond 77 tokens, not beyond 248
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images with captions that differ at their beginning, or for the last two only at their end."""
+    folder = tmp_path_factory.mktemp("photos")
+    rows = make_rows(ROWS)
+    for number, row in enumerate(rows):
+        row["caption"] = f"A sign shows number {number}. {LONG}" if number < ROWS - 2 else f"{LONG} Number {number}."
+    imagefolder(rows, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output(photos: Path, clip_folder: Path, longclip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models on one source, with the page."""
+    folder = tmp_path_factory.mktemp("results")
+    given = [clip_folder, longclip_folder, "--benchmark", photos, "--output", folder, "--html", *QUICK]
+    assert run.main([str(word) for word in given]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(output: Path) -> Results:
+    return read_results(output / "results.json")
+
+
+def recall_by_hand(model_folder: Path, photos: Path, limit: int) -> dict[str, float]:
+    """R@1 with stock transformers, one caption at a time."""
+    model, processor = AutoModel.from_pretrained(model_folder).eval(), AutoProcessor.from_pretrained(model_folder)
+    source: Any = load_benchmark(str(photos))
+    with torch.inference_mode():
+        texts = [
+            features(
+                model.get_text_features(
+                    **processor.tokenizer([text], truncation=True, max_length=limit, return_tensors="pt")
+                )
+            )[0]
+            for text in source.captions
+        ]
+        pictures = [decode_image(image.read(), image.name) for image in source.images]
+        pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        images = features(model.get_image_features(pixel_values=pixels))
+    similarity = F.normalize(images.double(), dim=-1) @ F.normalize(torch.stack(texts).double(), dim=-1).T
+    own = similarity.diagonal()
+    first = {"i2t": similarity - own[:, None], "t2i": (similarity - own).T}
+    return {way: float(((found > -1e-9).sum(1) == 1).float().mean()) for way, found in first.items()}
+
+
+def test_figures_are_those_of_stock_transformers(
+    results: Results, photos: Path, clip_folder: Path, longclip_folder: Path
+) -> None:
+    for score, folder, limit in zip(results.scores, (clip_folder, longclip_folder), (77, 248), strict=True):
+        expected = recall_by_hand(folder, photos, limit)
+        assert {way: score.metrics[f"{way}_r1"].value for way in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_counted(results: Results, clip_folder: Path) -> None:
+    stock, long = results.scores
+    assert (stock.truncated, long.truncated) == (ROWS, 0)
+    assert stock.ties >= 2  # cut at 77, the last two captions are the same
+    assert [model.positions for model in results.models] == [77, 248]
+    assert next(model.name for model in results.models) == clip_folder.name
+    (info,) = results.benchmarks
+    assert (info.kind, info.images, info.captions, sum(info.lengths)) == ("retrieval", ROWS, ROWS, ROWS)
+    for score in results.scores:
+        assert score.effective_length is not None
+        assert score.effective_length.lengths[-1] in (77, 248)
+        for way, curve in score.effective_length.recall.items():
+            assert curve[-1].value == score.metrics[f"{way}_r1"].value
+        for value in score.metrics.values():
+            assert value.low <= value.value <= value.high
+    assert {d.metric for d in results.differences} >= {"i2t_r1", "t2i_r10", "t2i_map"}
+    for difference in results.differences:
+        apart = long.metrics[difference.metric].value - stock.metrics[difference.metric].value
+        assert difference.value.value == pytest.approx(apart, abs=1e-6)
+
+
+def test_what_is_written(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {file.name for file in output.iterdir()}
+    assert files >= {"results.json", "report.md", "report.html", "effective_length.png", "recall.png", "lengths.png"}
+    assert "data:image/jpeg" in (output / "report.html").read_text()
+
+
+def test_a_second_run_encodes_nothing(
+    output: Path, results: Results, photos: Path, clip_folder: Path, longclip_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def never(*_: Any) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr("evaluation.encoding.Encoder._forward", never)
+    given = [clip_folder, longclip_folder, "--benchmark", photos, "--output", tmp_path, *QUICK]
+    assert run.main([str(word) for word in [*given, "--cache", output / "features"]]) == 0
+    again = read_results(tmp_path / "results.json")
+    assert [score.metrics for score in again.scores] == [score.metrics for score in results.scores]
+
+
+def test_zero_shot_classification(longclip_folder: Path, tmp_path: Path) -> None:
+    for name in ("red", "blue"):
+        (tmp_path / "shapes" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "shapes" / name / f"{number}.png").write_bytes(png(number + 10 * (name == "red")))
+    (tmp_path / "templates.txt").write_text("a photo of a {}.\na drawing of a {}.\n")
+    given = [longclip_folder, "--benchmark", "imagefolder", "--data", tmp_path / "shapes", "--html"]
+    given += ["--templates", tmp_path / "templates.txt", "--output", tmp_path / "out", *QUICK]
+    assert run.main([str(word) for word in given]) == 0
+    results = read_results(tmp_path / "out" / "results.json")
+    assert results.benchmarks[0].classes == 2 and results.benchmarks[0].images == 6
+    assert results.scores[0].metrics["top5"].value == 1
+    right = 6 * results.scores[0].metrics["top1"].value
+    assert right == pytest.approx(round(right), abs=1e-4)
+
+
+def test_equal_images_are_reported(longclip_folder: Path, tmp_path: Path) -> None:
+    rows = make_rows(4)
+    rows[1]["bytes"] = rows[0]["bytes"]
+    (tmp_path / "photos").mkdir()
+    imagefolder(rows, tmp_path / "photos")
+    given = [longclip_folder, "--benchmark", tmp_path / "photos", "--output", tmp_path / "out", *QUICK]
+    assert run.main([str(word) for word in [*given, "--no_effective_length"]]) == 0
+    results = read_results(tmp_path / "out" / "results.json")
+    assert any("2 images are byte for byte the same" in note for note in results.benchmarks[0].notes)
+    assert results.scores[0].effective_length is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["{model}", "--benchmark", "urban1k"], "needs --data"),
+        (["{model}", "--benchmark", "urban1k", "--data", "nowhere"], "nowhere"),
+        (["nowhere", "--benchmark", "{photos}"], "nowhere"),
+        (["{model}", "{model}", "--benchmark", "{photos}"], "Given twice"),
+        (["{model}", "--benchmark", "{photos}", "--caption_column", "title2"], "title2"),
+    ],
+)
+def test_bad_input_is_one_line(
+    given: list[str], message: str, photos: Path, longclip_folder: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = [word.format(model=longclip_folder, photos=photos) for word in given]
+    assert run.main([*words, "--output", str(tmp_path / "out"), *QUICK]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_names_and_revisions(tmp_path: Path) -> None:
+    for folder in ("a/tuned", "b/tuned", "odd@name"):
+        (tmp_path / folder).mkdir(parents=True)
+    first, second = f"{tmp_path}/a/tuned", f"{tmp_path}/b/tuned"
+    assert run.display_names([first, "org/clip"]) == ["tuned", "org/clip"]
+    assert run.display_names([first, second]) == [first, second]
+    assert run.split_revision("org/clip@v1") == ("org/clip", "v1")
+    assert run.split_revision("org/clip") == ("org/clip", None)
+    assert run.split_revision(f"{tmp_path}/odd@name") == (f"{tmp_path}/odd@name", None)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_figures(
+    results: Results, photos: Path, clip_folder: Path, longclip_folder: Path, tmp_path: Path
+) -> None:
+    root = Path(run.__file__).parents[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    given = [clip_folder, longclip_folder, "--benchmark", photos, "--output", tmp_path, *QUICK]
+    done = subprocess.run(
+        [*launcher, str(root / "evaluation" / "run.py"), *map(str, given)],
+        capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = read_results(tmp_path / "results.json")
+    assert [score.metrics for score in found.scores] == [score.metrics for score in results.scores]
+    assert done.stdout.count("results.json") == 1  # one process reports
