@@ -14,7 +14,8 @@ from modeling_longclip.compat import SUPPORTED_TRANSFORMERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", README, flags=re.DOTALL)
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", README + EVALUATION, flags=re.DOTALL)
 LOADERS = re.findall(r"^\| `([^`]+\bDIR\b[^`]*)` \| `(\w+)` \|$", README, flags=re.MULTILINE)
 
 
@@ -28,7 +29,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_python_snippet_has_its_printed_result() -> None:
-    assert len(SNIPPETS) == README.count("```python") >= 2
+    assert len(SNIPPETS) == (README + EVALUATION).count("```python") >= 3
 
 
 @pytest.mark.parametrize(("code", "printed"), SNIPPETS)
