@@ -7,8 +7,8 @@ here, and nothing is left out without being counted in `notes`. docs/benchmarks.
 import csv
 import difflib
 import io
+import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluation import imagenet
+from evaluation.json_list import JSONListError, json_objects
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
@@ -128,7 +129,7 @@ class Benchmark:
             found = self.read(data.expanduser())
         except _NotThere as error:
             raise BenchmarkError(f"{self.title}: {error}. {self._remedy}") from error
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, JSONListError) as error:
             raise BenchmarkError(
                 f"{self.title}: the files are not of the expected form ({type(error).__name__}: {error}). "
                 f"{self._remedy}"
@@ -286,30 +287,6 @@ def _json_lines(path: Path) -> list[Any]:
             raise BenchmarkError(f"{path} is not JSON in every line: {error}. Download it again.") from error
 
 
-def _first_objects(path: Path, count: int, chunk: int = 1 << 20) -> Iterator[Any]:
-    """The first `count` elements of a JSON list. The rest is not read: ShareGPT4V's file has 1.5 GB."""
-    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
-    with _file(path).open(encoding="utf-8") as file:
-        text, at = file.read(chunk), 0
-        if not text.lstrip().startswith("["):
-            raise BenchmarkError(f"{path} must hold a JSON list, it begins with {text[:20]!r}.")
-        at = text.index("[") + 1
-        for number in range(count):
-            while True:
-                at = between.match(text, at).end()  # type: ignore[union-attr]  # it always matches
-                if text.startswith("]", at):
-                    return
-                try:
-                    element, at = decoder.raw_decode(text, at)
-                    break
-                except json.JSONDecodeError as error:  # it goes on behind what was read, or is broken
-                    more = file.read(max(chunk, len(text)))
-                    if not more:
-                        raise BenchmarkError(f"{path} breaks off after {number} elements: {error}.") from error
-                    text, at = text[at:] + more, 0
-            yield element
-
-
 # Readers of retrieval benchmarks
 
 
@@ -331,7 +308,8 @@ def _first_line(file: Path) -> str:
 
 
 def _sharegpt4v_1k(data: Path) -> Pairs:
-    rows = _first_objects(data / "share-captioner_coco_lcs_sam_1246k_1107.json", 1000)
+    # The rest is not read: the file has 1.5 GB.
+    rows = itertools.islice(json_objects(_file(data / "share-captioner_coco_lcs_sam_1246k_1107.json")), 1000)
     return _images((data / row["image"], [row["conversations"][1]["value"].replace("\n", " ")]) for row in rows)
 
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import torch
 from transformers import TrainingArguments
 
+from evaluation.images import MAX_PIXELS
 from training.losses import Strategy
 
 HELDOUT_ROWS = 1000  # as in the paper (section 4.1) and the released code
-PILLOW_PIXELS = 89_478_485  # from here on Pillow warns of a decompression bomb
 
 
 @dataclass
@@ -76,7 +76,7 @@ class DataArguments:
         },
     )
     max_image_pixels: int = field(
-        default=PILLOW_PIXELS,
+        default=MAX_PIXELS,
         metadata={
             "help": "Images of more pixels are bad rows. Pillow itself refuses twice its default of 89,478,485."
         },

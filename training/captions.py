@@ -19,16 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from evaluation.images import LARGEST_ASPECT_RATIO, to_rgb
 
 logger = logging.getLogger(__name__)
 
 # In the order of the counts that travel with rows and batches.
 BAD_ROW_CAUSES = ("missing", "unreadable", "oversized", "empty_caption")
-# The processor scales the short side to 224 before it crops: 10 million pixels at 1:200, a billion at 1:20,000.
-LARGEST_ASPECT_RATIO = 200
 
 
 class DataError(ValueError):
@@ -68,19 +67,6 @@ def bad_rows_report(counts: Iterable[int]) -> str:
 
 
 # One row
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` in RGB whatever its mode. Transparency is dropped, as transformers' image processors do; 16 bits of grey
-    are scaled to 8, where `convert` alone would turn nearly all of them white.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
-    elif image.mode == "P":  # to RGB at once, Pillow warns where the palette has transparency
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def read_image(value: Any, root: str | None, max_pixels: int) -> Image.Image:

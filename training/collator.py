@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from training.captions import CaptionRow, to_rgb
+from evaluation.images import to_rgb
+from training.captions import CaptionRow
 
 
 class CaptionCollator:

@@ -1,8 +1,6 @@
 """Rows of any source: ShareGPT4V's JSON, or anything that the library `datasets` reads."""
 
-import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Subset
 
+from evaluation.json_list import JSONListError, json_objects
 from training.arguments import DataArguments
 from training.captions import (
     BAD_ROW_CAUSES,
@@ -179,48 +178,16 @@ def _open_sharegpt4v(data: DataArguments) -> Any:
             gen_kwargs={"path": str(path.resolve()), "size": state.st_size, "mtime": state.st_mtime_ns},
         )
     except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, DataError):
+        if isinstance(error.__cause__, JSONListError):
             raise error.__cause__ from None
         raise
 
 
 def _sharegpt4v_rows(path: str, size: int, mtime: int) -> Iterator[dict[str, str | None]]:
     """ShareGPT4V's rows. `size` and `mtime` are for the table's name: a file that changed gets a new table."""
-    for entry in _json_objects(Path(path)):
+    for entry in json_objects(Path(path)):
         turns = entry.get("conversations") or ()
         yield {
             "image": entry.get("image"),
             "caption": next((t["value"] for t in turns if t.get("from") == "gpt"), None),
         }
-
-
-def _json_objects(path: Path, chunk: int = 1 << 20) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON list one by one: all of ShareGPT4V's 1.3 GB at once take several times that.
-
-    Raises:
-        DataError: if the file is not a JSON list of objects.
-    """
-    decoder, between, count = json.JSONDecoder(), re.compile(r"[\s,]*"), 0
-    with path.open(encoding="utf-8-sig") as file:
-        text = file.read(chunk).lstrip()
-        if not text.startswith("["):
-            raise DataError(f"{path} must hold a JSON list of objects, it begins with {text[:20]!r}.")
-        at = 1
-        while True:
-            match = between.match(text, at)
-            at = match.end() if match else at
-            if text.startswith("]", at):
-                return
-            try:
-                entry, at = decoder.raw_decode(text, at)
-            except json.JSONDecodeError as error:
-                # The object goes on behind what was read, or is broken. Ever longer steps find the end in linear time.
-                more = file.read(max(chunk, len(text) - at))
-                if not more:
-                    raise DataError(f"{path} is broken or breaks off after object {count}: {error.msg}.") from error
-                text, at = text[at:] + more, 0
-                continue
-            if not isinstance(entry, dict):
-                raise DataError(f"{path} must hold a JSON list of objects, element {count} is {entry!r:.40}.")
-            yield entry
-            count += 1

@@ -13,8 +13,6 @@ from typing import Any
 import datasets
 import pytest
 from conftest import run_python
-from hypothesis import given
-from hypothesis import strategies as st
 from open_clip_stub import NAMES, TEMPLATES, write_open_clip
 from PIL import Image
 
@@ -26,7 +24,6 @@ from evaluation.benchmarks import (
     Retrieval,
     load_benchmark,
 )
-from evaluation.benchmarks import _first_objects as first_objects
 
 # `datasets` leaves a CSV file open, which Python notices at any later time.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Exception ignored .*\.csv:pytest.PytestUnraisableExceptionWarning")
@@ -295,26 +292,6 @@ def test_images_listed_twice_are_counted(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("test_00001.jpg", "test_00000.jpg"))
     result = load_benchmark("docci", tmp_path)
     assert result.notes[1:] == ["images that are listed again (only the caption's own entry counts as found): 1"]
-
-
-@given(
-    rows=st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20)), max_size=12),
-    chunk=st.integers(1, 40),
-    count=st.integers(0, 14),
-    indent=st.sampled_from([None, 1]),
-)
-def test_first_objects_are_those_of_json(
-    rows: list[dict[str, str]], chunk: int, count: int, indent: int | None, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    file = write(tmp_path_factory.mktemp("json") / "rows.json", json.dumps(rows, indent=indent))
-    assert list(first_objects(file, count, chunk)) == rows[:count]
-
-
-def test_first_objects_of_a_broken_file(tmp_path: Path) -> None:
-    file = write(tmp_path / "rows.json", '[{"a": 1}, {"a": ')
-    assert list(first_objects(file, 1)) == [{"a": 1}]  # what follows is not read
-    with pytest.raises(BenchmarkError, match="breaks off after 1 elements"):
-        list(first_objects(file, 2))
 
 
 # Classification

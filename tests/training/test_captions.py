@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
+from evaluation.images import to_rgb
 from training.arguments import DataArguments
 from training.captions import (
     BAD_ROW_CAUSES,
@@ -46,7 +47,6 @@ from training.captions import (
     read_image,
     share,
     shuffled,
-    to_rgb,
     walk,
 )
 from training.sources import load_rows

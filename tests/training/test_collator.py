@@ -24,10 +24,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor, CLIPTokenizer, CLIPTokenizerFast
 
+from evaluation.images import to_rgb
 from training.arguments import DataArguments
 from training.captions import (
     BAD_ROW_CAUSES,
-    to_rgb,
 )
 from training.collator import CaptionCollator, even_groups, length_groups
 from training.sources import load_rows
