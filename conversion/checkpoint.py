@@ -75,28 +75,39 @@ class Checkpoint:
 
     def license(self) -> str | None:
         """The licence that the checkpoint's own card states, if it has a readable card and the card states one."""
-        card = self.folder / "README.md"
-        try:
-            return ModelCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
-        except (yaml.YAMLError, ValueError):
-            return None
+        return stated_license(self.folder)
 
 
-def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+def stated_license(folder: Path) -> str | None:
+    """The licence in the metadata of the card in `folder`, if there is a readable card and it states one."""
+    card = folder / "README.md"
+    try:
+        return ModelCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
+    except (yaml.YAMLError, ValueError):
+        return None
+
+
+def read_checkpoint(source: str, revision: str | None = None, stretched: bool = False) -> Checkpoint:
     """Reads everything of a checkpoint but the tensors' values.
 
     Args:
         source: a folder, or a Hub id, holding a CLIPModel, CLIPTextModel or CLIPTextModelWithProjection in
             safetensors (one file or shards) or `.bin`.
         revision: branch, tag or commit of a Hub id.
+        stretched: whether a Long-CLIP is meant too; otherwise it is refused.
 
     Raises:
         ConversionError: if there is no such checkpoint, it is no CLIP with a text tower, or its tensors are not the
             ones that its configuration asks for.
     """
     folder = find_folder(source, revision)
-    config = _read_config(source, folder)
-    tensors = {name: tensor for file in _weight_files(source, folder) for name, tensor in _read_weights(file).items()}
+    return read_files(source, folder, _weight_files(source, folder), stretched)
+
+
+def read_files(source: str, folder: Path, files: list[Path], stretched: bool = False) -> Checkpoint:
+    """`read_checkpoint` of a folder whose weights are in `files`: a variant of several, under names of its own."""
+    config = _read_config(source, folder, stretched)
+    tensors = {name: tensor for file in files for name, tensor in _read_weights(file).items()}
     if not isinstance(config, CLIPConfig) and POSITION_TABLE.removeprefix("text_model.") in tensors:
         # A text tower that transformers 5 saved under its flat names.
         tensors = {_nested(name): tensor for name, tensor in tensors.items()}
@@ -122,17 +133,22 @@ def find_folder(source: str, revision: str | None = None, weights: bool = True) 
     safetensors = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
     torch_files = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
     patterns = ["config.json", "README.md", *PROCESSOR_FILES]
+    folder = download(source, revision, patterns + safetensors * weights)
+    if weights and not any(folder.glob("model*.safetensors")):
+        folder = download(source, revision, patterns + torch_files)
+    return folder
+
+
+def download(source: str, revision: str | None, patterns: list[str]) -> Path:
+    """The snapshot of a Hub id, with its files that match `patterns`."""
     try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns + safetensors * weights))
-        if weights and not any(folder.glob("model*.safetensors")):
-            folder = Path(snapshot_download(source, revision=revision, allow_patterns=patterns + torch_files))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(
             f"{source}: no such folder here, and the Hub gave no such model ({reason}). Check the name, the "
             "connection and, for a gated or private model, `hf auth login`; offline, name a folder that holds it."
         ) from error
-    return folder
 
 
 def long_config(checkpoint: Checkpoint, **stretch: Any) -> LongCLIPConfig | LongCLIPTextConfig:
@@ -155,7 +171,7 @@ def expected_shapes(checkpoint: Checkpoint, config: PretrainedConfig) -> dict[st
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _read_config(source: str, folder: Path) -> PretrainedConfig:
+def _read_config(source: str, folder: Path, stretched: bool) -> PretrainedConfig:
     file = folder / "config.json"
     if not file.is_file():
         raise ConversionError(f"{source} holds no config.json: a checkpoint in Hugging Face's format is needed.")
@@ -164,7 +180,7 @@ def _read_config(source: str, folder: Path) -> PretrainedConfig:
         model_type = raw.get("model_type")
     except (ValueError, AttributeError) as error:
         raise ConversionError(f"{file} is no JSON object: {error}.") from error
-    if "keep" in raw or "keep" in (raw.get("text_config") or {}):
+    if not stretched and ("keep" in raw or "keep" in (raw.get("text_config") or {})):
         length = (raw.get("text_config") or raw).get("max_position_embeddings")
         raise ConversionError(
             f"{source} is already a Long-CLIP of {length} positions. Stretch the CLIP it came from instead: "

@@ -21,6 +21,7 @@ from modeling_longclip.compat import write_slow_tokenizer
 CODE_FILES = tuple(
     sorted(file for file in Path(modeling_longclip.__file__).parent.glob("*.py") if file.name != "__init__.py")
 )
+CARD_RECORD = "longclip"  # the key in a card's metadata of what the card says about how the folder was made
 _CARD_PLACES = (
     Path(__file__).parents[1] / "model_card.md",  # a checkout
     Path(sys.prefix) / "share" / "longclip" / "model_card.md",  # an installed wheel
@@ -28,11 +29,11 @@ _CARD_PLACES = (
 
 
 @contextmanager
-def new_folder(output: Path, nbytes: int, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(output: Path, nbytes: int, overwrite: bool = False, marker: str = "config.json") -> Iterator[Path]:
     """A folder to write into that becomes `output` at the end, whole; on an error nothing is left of it.
 
     It stands beside `output` under a hidden name that ends in `.incomplete`, so that a process killed half-way leaves
-    nothing that looks finished. What it replaces (`overwrite`) is removed only after it.
+    nothing that looks finished. What it replaces (`overwrite`) is removed only after it, and holds the file `marker`.
 
     Raises:
         ConversionError: if `output` exists and is not to be replaced, cannot be written, or `nbytes` do not fit.
@@ -42,20 +43,15 @@ def new_folder(output: Path, nbytes: int, overwrite: bool = False) -> Iterator[P
         raise ConversionError(f"{output} exists already. Name another --output, or replace it with --overwrite.")
     if output.exists() and not output.is_dir():
         raise ConversionError(f"{output} is a file, and a checkpoint is a folder. Name another --output.")
-    if output.exists() and any(output.iterdir()) and not (output / "config.json").is_file():
+    if output.exists() and any(output.iterdir()) and not (output / marker).is_file():
         raise ConversionError(
-            f"{output} holds files and no checkpoint (no config.json): --overwrite replaces checkpoints only. Name "
+            f"{output} holds files and no checkpoint (no {marker}): --overwrite replaces checkpoints only. Name "
             "another --output."
         )
     work = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(output.parent).free
-        if free < nbytes:
-            raise ConversionError(
-                f"{output.parent} has {free / 1e6:,.0f} MB free and {nbytes / 1e6:,.0f} MB are needed. Make room, or "
-                "name an --output on another disk."
-            )
+        _check_space(output.parent, nbytes)
         work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".incomplete", dir=output.parent))
         work.chmod(0o777 & ~_umask())  # mkdtemp's folders are closed to everybody else
         yield work
@@ -78,10 +74,39 @@ def new_folder(output: Path, nbytes: int, overwrite: bool = False) -> Iterator[P
             shutil.rmtree(work, ignore_errors=True)
 
 
-def write_config(folder: Path, config: PretrainedConfig, architecture: str, auto_map: dict[str, str]) -> None:
+@contextmanager
+def new_file(output: Path, nbytes: int, overwrite: bool = False) -> Iterator[Path]:
+    """A file to write that becomes `output` at the end, whole; on an error nothing is left of it. See `new_folder`.
+
+    Raises:
+        ConversionError: if `output` exists and is not to be replaced, cannot be written, or `nbytes` do not fit.
+    """
+    output = output.resolve()
+    if output.exists() and not overwrite:
+        raise ConversionError(f"{output} exists already. Name another --output, or replace it with --overwrite.")
+    if output.is_dir():
+        raise ConversionError(f"{output} is a folder, and what is written is a file. Name another --output.")
+    work = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(output.parent, nbytes)
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".incomplete", dir=output.parent))
+        yield work / output.name
+        (work / output.name).replace(output)
+    except (OSError, RuntimeError) as error:  # RuntimeError is torch's, where a disk is full
+        raise ConversionError(f"{output} could not be written: {error}.") from error
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def write_config(
+    folder: Path, config: PretrainedConfig, architecture: str, auto_map: dict[str, str] | None = None
+) -> None:
     """`config.json`, with the name of the stock class, which more tools know than ours, and `auto_map` beside it."""
     config.architectures = [architecture]
-    config.auto_map = auto_map
+    if auto_map is not None:  # a checkpoint without custom code has none
+        config.auto_map = auto_map
     (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
 
 
@@ -109,9 +134,9 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
     Raises:
         ConversionError: if there is no CLIP tokenizer in `source`.
     """
-    config = _read_json(source / "tokenizer_config.json")
+    config = read_json(source / "tokenizer_config.json")
     if (source / "tokenizer.json").is_file():
-        tokenizer = _read_json(source / "tokenizer.json")
+        tokenizer = read_json(source / "tokenizer.json")
     elif (source / "vocab.json").is_file() and (source / "merges.txt").is_file():
         try:
             built = CLIPTokenizerFast.from_pretrained(str(source))
@@ -132,7 +157,7 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
             "vocabulary and merges)."
         )
     tokenizer["truncation"] = tokenizer["padding"] = None  # some files bake CLIP's 77 in
-    special = _read_json(source / "special_tokens_map.json")
+    special = read_json(source / "special_tokens_map.json")
     eos = _content(config.get("eos_token") or special.get("eos_token")) or "<|endoftext|>"
     defaults = {"bos_token": "<|startoftext|>", "eos_token": eos, "unk_token": eos, "pad_token": eos}
     tokens = {key: _content(config.get(key) or special.get(key)) or default for key, default in defaults.items()}
@@ -143,9 +168,9 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
     config |= tokens | {"model_max_length": length, "processor_class": "CLIPProcessor"}
     for key in ("is_local", "local_files_only", "name_or_path", "special_tokens_map_file", "tokenizer_file"):
         config.pop(key, None)  # how the source was once loaded
-    _write_json(folder / "tokenizer.json", tokenizer)
-    _write_json(folder / "tokenizer_config.json", config)
-    _write_json(folder / "special_tokens_map.json", tokens)
+    write_json(folder / "tokenizer.json", tokenizer)
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", tokens)
     write_slow_tokenizer(folder, model)
     return int(ids[eos])
 
@@ -156,9 +181,9 @@ def write_image_processor(folder: Path, source: Path, name: str) -> None:
     Raises:
         ConversionError: if `source` has neither.
     """
-    config = _read_json(source / "preprocessor_config.json")
+    config = read_json(source / "preprocessor_config.json")
     if not config:
-        config = _read_json(source / "processor_config.json").get("image_processor", {})
+        config = read_json(source / "processor_config.json").get("image_processor", {})
     if not config:
         raise ConversionError(
             f"{name} holds no image settings: neither preprocessor_config.json nor processor_config.json. Name a "
@@ -166,19 +191,28 @@ def write_image_processor(folder: Path, source: Path, name: str) -> None:
         )
     config.pop("feature_extractor_type", None)  # the name of before 2023
     config |= {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"}
-    _write_json(folder / "preprocessor_config.json", config)
+    write_json(folder / "preprocessor_config.json", config)
 
 
 def write_card(folder: Path, data: ModelCardData, **values: Any) -> None:
-    """`README.md`, the card, from the template `model_card.md`."""
+    """`README.md`, the card, from the template `model_card.md`; its metadata hold `values` for rendering it again."""
+    data[CARD_RECORD] = {name: value for name, value in values.items() if value is not None}
+    (folder / "README.md").write_text(render_card(data, **values), encoding="utf-8")
+
+
+def render_card(data: ModelCardData, **values: Any) -> str:
+    """The card's text, metadata included.
+
+    Raises:
+        ConversionError: if the template is not where it was installed.
+    """
     template = next((place for place in _CARD_PLACES if place.is_file()), None)
     if template is None:
         raise ConversionError(f"The card's template is missing: {_CARD_PLACES[0]}. Install the package again.")
-    card = ModelCard.from_template(data, template_path=str(template), **values)
-    card.save(folder / "README.md")
+    return f"{ModelCard.from_template(data, template_path=str(template), **values)}".rstrip() + "\n"
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """The object in `file`, empty where there is no such file."""
     if not file.is_file():
         return {}
@@ -191,8 +225,17 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _write_json(file: Path, value: dict[str, Any]) -> None:
+def write_json(file: Path, value: dict[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _check_space(folder: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise ConversionError(
+            f"{folder} has {free / 1e6:,.0f} MB free and {nbytes / 1e6:,.0f} MB are needed. Make room, or name an "
+            "--output on another disk."
+        )
 
 
 def _content(token: str | dict[str, Any] | None) -> str | None:

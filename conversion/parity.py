@@ -68,6 +68,21 @@ def prove_kept_rows(written: torch.Tensor, source: torch.Tensor, keep: int, dtyp
     return f"rows 0 ... {keep - 1} {_identical(dtype)}" if keep else "no row is kept"
 
 
+def prove_merged_tables(written: torch.Tensor, frozen: torch.Tensor, trained: torch.Tensor, keep: int) -> str:
+    """The `written` table has rows below `keep` of Long-CLIP's `frozen` table and the others of the `trained` one.
+
+    Raises:
+        ProofError: if a bit differs (of the tables in `written`'s dtype).
+    """
+    for rows, source in ((slice(keep), frozen), (slice(keep, None), trained)):
+        if written.shape != source.shape or not torch.equal(
+            _bits(written[rows]), _bits(source[rows].to(written.dtype))
+        ):
+            raise ProofError("The written table of positions differs from the two that it was made of.")
+    kept = f"rows 0 ... {keep - 1} of the first, " if keep else ""
+    return f"{kept}rows {keep} ... {written.shape[0] - 1} of the trained one, bit-identical"
+
+
 def prove_formula(written: torch.Tensor, source: torch.Tensor, keep: int, ratio: int, arithmetic: str) -> str:
     """The stretched rows are those of the paper's eq. 2, evaluated here row by row in float64.
 

@@ -11,15 +11,14 @@ long captions to understand them.
 """
 
 import argparse
-import signal
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conversion.command import guarded, print_proofs
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH, RATIO
 
 if TYPE_CHECKING:
@@ -294,30 +293,26 @@ def _parser() -> argparse.ArgumentParser:
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
     options = _parser().parse_args(args)
-    if threading.current_thread() is threading.main_thread():
-        # So that a terminated command cleans up like an interrupted one.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
-
-    from conversion.tensors import ConversionError
-
-    # Without markup: brackets in a path are brackets.
-    console, errors = Console(markup=False), Console(stderr=True)
     output = options.output or Path(f"long-{Path(options.source).expanduser().resolve().name}")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-    )
     complete = False
-    try:
+
+    def work(console: Any, errors: Any) -> None:
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TransferSpeedColumn,
+        )  # fmt: skip
+
+        from conversion.tensors import ConversionError
+
+        nonlocal complete
         if options.private and not options.push_to_hub:
             raise ConversionError("--private is for --push-to-hub REPO, which is missing.")
-        with Progress(*columns, console=errors, transient=True) as progress:
+        bar = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        with Progress(*bar, TransferSpeedColumn(), TimeElapsedColumn(), console=errors, transient=True) as progress:
             report = stretch(
                 options.source, output, length=options.length, keep=options.keep, ratio=options.ratio,
                 method=options.method, arithmetic=options.arithmetic, dtype=options.dtype, revision=options.revision,
@@ -327,29 +322,14 @@ def main(args: list[str] | None = None) -> int:
         _print_report(console, report)
         if options.push_to_hub:
             console.print(f"Pushed to {push(output, options.push_to_hub, options.private)}")
-    except ConversionError as error:
-        errors.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True, highlight=False)
-        return 2
-    except KeyboardInterrupt:
-        left = f"the checkpoint is complete in {output}" if complete else "nothing was left behind"
-        errors.print(f"Interrupted; {left}.", markup=False)
-        return 128 + signal.SIGINT
-    return 0
 
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+    return guarded(work, lambda: f"the checkpoint is complete in {output}" if complete else "nothing was left behind")
 
 
 def _print_report(console: Any, report: StretchReport) -> None:
     from rich.table import Table
 
-    proofs = Table("proof", "result", title="Proven on the written files", title_justify="left")
-    for claim, result in report.proofs.items():
-        proofs.add_row(claim, result)
-    console.print(proofs)
+    print_proofs(console, report.proofs)
     for name in report.dropped:
         console.print(f"Not carried over: {name}, an index that CLIP makes itself.")
     summary = Table(show_header=False, title="Long-CLIP checkpoint", title_justify="left")

@@ -8,10 +8,11 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -104,20 +105,33 @@ def read_torch(file: Path) -> dict[str, StoredTensor]:
     Raises:
         ConversionError: if the file is no plain state dict of tensors, is corrupt, or would run code.
     """
+    return as_stored(file, load_torch(file))
+
+
+def load_torch(file: Path) -> Any:
+    """What torch saved in `file`, read with `weights_only=True` so that no code in it runs; tensors are mapped.
+
+    Raises:
+        ConversionError: if the file is corrupt or would run code, with what was found in it.
+    """
     try:
         try:
-            state_dict = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
             # The format before torch 1.6 cannot be mapped.
-            state_dict = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of every class: the bytes of a corrupt file are a program for the unpickler
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConversionError(
-            f"{file} is no plain state dict, or is corrupt: {reason} Nothing in it was executed. Download it again, "
-            "or use a safetensors version of the checkpoint."
-        ) from error
+        raise ConversionError(f"{file} is no plain state dict, or is corrupt: {_found(file, error)}") from error
+
+
+def as_stored(file: Path, state_dict: Any) -> dict[str, StoredTensor]:
+    """The tensors of a plain state dict that `load_torch` read from `file`.
+
+    Raises:
+        ConversionError: if it is none.
+    """
     if not isinstance(state_dict, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in state_dict.values()
     ):
@@ -129,6 +143,23 @@ def read_torch(file: Path) -> dict[str, StoredTensor]:
         name: StoredTensor(file, name, tuple(tensor.shape), tensor.dtype, mapped=tensor)
         for name, tensor in state_dict.items()
     }
+
+
+def _found(file: Path, error: Exception) -> str:
+    """What is in a file that torch does not read safely, and the remedy; torch's own advice is to run its code."""
+    remedy = "Nothing in it was executed. Download it again, or use a safetensors version of the checkpoint"
+    if "TorchScript" in str(error):
+        plain = f"torch.save(torch.jit.load({file.name!r}, 'cpu').state_dict(), {f'{file.stem}-plain.pt'!r})"
+        return (
+            f"it is a TorchScript archive, a program that holds weights. {remedy}; if you trust it, take the weights "
+            f'out yourself: python -c "import torch; {plain}"'
+        )
+    if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"it is a pickle that calls {code[1]}, and weights call nothing. {remedy}, or of its state_dict() alone."
+        )
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"{reason} {remedy}."
 
 
 def target_dtype(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:

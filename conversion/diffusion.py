@@ -1,0 +1,477 @@
+"""Writes a Stable Diffusion folder (1.x, 2.x, XL, 3) whose prompts have 248 tokens, for stock diffusers.
+
+    python conversion/diffusion.py path/to/stable-diffusion --output long-sd
+    python conversion/diffusion.py path/to/stable-diffusion --output long-sd --text-encoder path/to/long-clip-l
+    python conversion/diffusion.py stabilityai/stable-diffusion-xl-base-1.0 --variant fp16 --output long-sdxl
+
+Every CLIP text encoder of the pipeline is stretched in place; with --text-encoder, the first one is replaced by the
+text tower of a Long-CLIP instead. Variants (model.fp16.safetensors) and dtypes stay. The tokenizers cut at the new
+length. T5 and all other files are copied as they are, or hard-linked with --link. Afterwards
+
+    pipe = StableDiffusionPipeline.from_pretrained("long-sd")
+    pipe("a prompt of up to 248 tokens ...")
+
+is all there is to it: no custom class, no prompt embeddings made by hand. A replaced encoder was trained on long
+texts; a stretched one reads them, and understands them no better than CLIP did.
+"""
+
+import argparse
+import filecmp
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conversion.command import guarded, print_proofs
+from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH, RATIO
+
+if TYPE_CHECKING:
+    from conversion.checkpoint import Checkpoint
+
+INDEX = "model_index.json"
+CLIP_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
+# model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, pytorch_model.fp16.bin
+_WEIGHTS = re.compile(
+    r"(?:model|pytorch_model)(?:\.(?P<variant>\w+))?(?P<shard>-\d{5}-of-\d{5})?\.(?P<format>safetensors|bin)"
+)
+# What a text encoder must share with the one that it replaces: the rest of the pipeline was trained on it.
+_SAME_SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act", "vocab_size")
+# Both forms of CLIP's tokenizer treat them alike; "!" pads in SDXL.
+_SHORT_PROMPTS = ("", "a photo of a dog!", "two cats, one bench, 3 red bicycles")
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A CLIP text encoder of a pipeline.
+
+    Attributes:
+        name: its folder, `text_encoder` or `text_encoder_2`.
+        tokenizer: the folder of its tokenizer.
+        variants: what stands in its weights files, by variant (`"fp16"`; empty for the plain one).
+        left_out: files of its folder that are not carried over: other formats of the weights, which would not fit.
+    """
+
+    name: str
+    tokenizer: str
+    variants: "dict[str, Checkpoint]"
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
+class DiffusionReport:
+    """What was written and proven.
+
+    Attributes:
+        source: what the user named.
+        output: the new folder.
+        pipeline: the pipeline's class.
+        length: tokens of a prompt.
+        encoders: what became of each CLIP text encoder.
+        proofs: claim to result, all of them about the written files.
+        left_out: what of the source is not in the output.
+    """
+
+    source: str
+    output: Path
+    pipeline: str
+    length: int
+    encoders: dict[str, str]
+    proofs: dict[str, str]
+    left_out: list[str]
+
+
+def convert(
+    source: str,
+    output: Path | str,
+    *,
+    text_encoder: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    link: bool = False,
+    overwrite: bool = False,
+) -> DiffusionReport:
+    """Writes the Stable Diffusion pipeline `source` with long CLIP text encoders to the folder `output` (section 4.5).
+
+    Args:
+        source: a folder in diffusers' layout, or a Hub id (which needs diffusers).
+        output: the new folder. It appears at the end, whole, or not at all.
+        text_encoder: folder or Hub id of a Long-CLIP whose text tower replaces the first text encoder. The others are
+            stretched to its length.
+        revision: branch, tag or commit of a Hub id.
+        variant: of a Hub id's weights, such as `"fp16"`. In a folder, all variants are converted.
+        link: hard-link what does not change instead of copying it, where the file system can.
+        overwrite: replace an existing `output`.
+
+    Raises:
+        ConversionError: for whatever a user can mend; nothing is left behind.
+        ProofError: if what was written is not what was meant; nothing is left behind.
+    """
+    from conversion.checkpoint import POSITION_TABLE, read_checkpoint
+    from conversion.folder import new_folder
+    from conversion.positions import stretched_length
+    from conversion.tensors import ConversionError
+
+    output = Path(output)
+    folder = _find_pipeline(source, revision, variant)
+    if output.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ConversionError(f"{output} is or holds the source {source}, which stays. Name another --output.")
+    pipeline, encoders = _read_encoders(source, folder)
+    replacement = None if text_encoder is None else read_checkpoint(text_encoder, stretched=True)
+    if replacement is None:
+        keep, ratio, length = KEEP, RATIO, stretched_length(CLIP_LENGTH)
+    else:
+        text = replacement.text_config
+        keep, ratio = getattr(text, "keep", KEEP), getattr(text, "ratio", RATIO)
+        length = text.max_position_embeddings
+        _check_replacement(replacement, encoders[0], source)
+    stretched = encoders if replacement is None else encoders[1:]
+    for encoder in stretched:
+        for checkpoint in encoder.variants.values():
+            rows = checkpoint.text_config.max_position_embeddings
+            if rows != CLIP_LENGTH:
+                raise ConversionError(
+                    f"{checkpoint.source} has {rows} positions, and CLIP has {CLIP_LENGTH}. Convert the pipeline that "
+                    "it came from instead."
+                )
+
+    rewritten = {place for encoder in encoders for place in (encoder.name, encoder.tokenizer)}
+    carried, hidden = _unchanged_files(folder, rewritten)
+    nbytes = 0 if link else sum(file.stat().st_size for file in carried)
+    for encoder in encoders:
+        for checkpoint in encoder.variants.values():
+            nbytes += checkpoint.nbytes() + length * checkpoint.tensors[POSITION_TABLE].nbytes // CLIP_LENGTH
+    described: dict[str, str] = {}
+    proofs: dict[str, str] = {}
+    with new_folder(output, nbytes + 20_000_000, overwrite, marker=INDEX) as work:
+        for encoder in encoders:
+            replaced = replacement is not None and encoder not in stretched
+            proofs |= _write_encoder(
+                folder, work, encoder, replacement if replaced else None, keep=keep, ratio=ratio, length=length
+            )
+            proofs[encoder.tokenizer] = _write_tokenizer(source, folder, work, encoder, length)
+            described[encoder.name] = (
+                f"replaced by {text_encoder}" if replaced else f"{CLIP_LENGTH} -> {length} positions"
+            )
+        proofs["all other files"] = _carry_over(folder, work, carried, link)
+    left_out = [f"{encoder.name}/{name}" for encoder in encoders for name in encoder.left_out]
+    for encoder in encoders:
+        dropped = {name for checkpoint in encoder.variants.values() for name in checkpoint.dropped}
+        left_out += [f"{encoder.name}: the tensor {name}, which CLIP makes itself" for name in sorted(dropped)]
+    return DiffusionReport(source, output, pipeline, length, described, proofs, left_out + hidden)
+
+
+def _find_pipeline(source: str, revision: str | None, variant: str | None) -> Path:
+    """The pipeline's folder: `source` itself, or what diffusers would download of a Hub id to load it."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from conversion.tensors import ConversionError
+
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if revision is not None or variant is not None:
+            raise ConversionError(
+                f"{source} is a folder, and --revision and --variant are for Hub ids: a folder is converted with all "
+                "its variants. Leave them out."
+            )
+        return path
+    if path.is_file():
+        raise ConversionError(
+            f"{source} is a file. Name a folder in diffusers' layout; diffusers makes one of a single file: "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR)."
+        )
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise ConversionError(f"{source}: no such folder.")
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ConversionError(
+            'diffusers downloads pipelines from the Hub: pip install "longclip-hf[diffusion]", or name a folder.'
+        ) from error
+    try:
+        return Path(DiffusionPipeline.download(source, revision=revision, variant=variant))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConversionError(
+            f"{source}: no such folder here, and the Hub gave no such pipeline ({reason}). Check the name, the "
+            "connection and, for a gated or private pipeline, `hf auth login`; offline, name a folder that holds it."
+        ) from error
+
+
+def _read_encoders(source: str, folder: Path) -> tuple[str, list[TextEncoder]]:
+    """The class of the pipeline and its CLIP text encoders, in order."""
+    from conversion.folder import read_json
+    from conversion.tensors import ConversionError
+
+    index = folder / INDEX
+    if not index.is_file():
+        raise ConversionError(f"{source} holds no {INDEX}: a Stable Diffusion folder in diffusers' layout is needed.")
+    components = read_json(index)
+    pipeline = str(components.get("_class_name"))
+    if not pipeline.startswith("StableDiffusion"):
+        # Others (Kandinsky, HunyuanVideo, ...) count 77 tokens in their own code, whatever the folder says.
+        raise ConversionError(f"{source} is a {pipeline}, and only Stable Diffusion (1.x, 2.x, XL, 3) is converted.")
+    named = {name: entry for name, entry in sorted(components.items()) if name.startswith("text_encoder")}
+    names = [name for name, entry in named.items() if isinstance(entry, list) and entry[-1] in CLIP_CLASSES]
+    if not names:
+        found = ", ".join(f"{name}: {entry}" for name, entry in named.items()) or "none at all"
+        raise ConversionError(f"{source} has no CLIP text encoder in its {INDEX} (text encoders: {found}).")
+    return pipeline, [_read_encoder(source, folder, name) for name in names]
+
+
+def _read_encoder(source: str, folder: Path, name: str) -> TextEncoder:
+    from conversion.checkpoint import read_files
+    from conversion.tensors import ConversionError
+
+    place, tokenizer = folder / name, name.replace("text_encoder", "tokenizer")
+    for part in (name, tokenizer):
+        if not (folder / part).is_dir():
+            raise ConversionError(f"{source}: the folder {part} is missing. Download the pipeline whole.")
+    weights = [match for file in sorted(place.iterdir()) if (match := _WEIGHTS.fullmatch(file.name))]
+    variants, read = {}, {"config.json"}
+    for variant in sorted({match["variant"] or "" for match in weights}):
+        files = [match for match in weights if (match["variant"] or "") == variant]
+        # As transformers chooses: safetensors before .bin, one file before shards.
+        files = [match for match in files if match["format"] == "safetensors"] or files
+        files = [match for match in files if match["shard"] is None] or files
+        label = f"{source}/{name}" + f" ({variant})" * bool(variant)
+        checkpoint = read_files(label, place, [place / match.string for match in files])
+        if checkpoint.has_image_tower:
+            raise ConversionError(f"{label} is a whole CLIP, and a pipeline holds a text tower: {CLIP_CLASSES}.")
+        variants[variant] = checkpoint
+        read |= {match.string for match in files}
+    if not variants:
+        raise ConversionError(
+            f"{source}/{name} holds no weights: no model.safetensors, no pytorch_model.bin and no variant of them."
+        )
+    return TextEncoder(name, tokenizer, variants, sorted({file.name for file in place.iterdir()} - read))
+
+
+def _check_replacement(replacement: "Checkpoint", encoder: TextEncoder, source: str) -> None:
+    """Whether `replacement` is the same network as `encoder`, with more positions."""
+    from conversion.tensors import ConversionError
+
+    ours = replacement.text_config
+    if ours.max_position_embeddings <= CLIP_LENGTH:
+        raise ConversionError(
+            f"{replacement.source} has {ours.max_position_embeddings} positions, so it is no Long-CLIP. Stretch it "
+            f"first: python conversion/stretch.py {replacement.source} --output DIR"
+        )
+    for checkpoint in encoder.variants.values():
+        theirs = checkpoint.text_config
+        complaints = [
+            f"{size} {getattr(ours, size)}, not {getattr(theirs, size)}"
+            for size in _SAME_SIZES
+            if getattr(ours, size) != getattr(theirs, size)
+        ]
+        # Stable Diffusion 2 leaves out the last layer of its ViT-H/14.
+        if ours.num_hidden_layers - theirs.num_hidden_layers not in (0, 1):
+            complaints.append(f"num_hidden_layers {ours.num_hidden_layers}, not {theirs.num_hidden_layers}")
+        if not complaints:
+            shapes = {name: tensor.shape for name, tensor in replacement.tensors.items()}
+            complaints = [f"{name} is missing" for name in checkpoint.tensors if name not in shapes]
+            name = "text_projection.weight"
+            if not complaints and name in checkpoint.tensors and shapes[name] != checkpoint.tensors[name].shape:
+                complaints.append(f"{name} has shape {shapes[name]}, not {checkpoint.tensors[name].shape}")
+        if complaints:
+            raise ConversionError(
+                f"The text tower of {replacement.source} is another than {encoder.name} of {source}: "
+                f"{'; '.join(complaints)}. Name a Long-CLIP of the same size (Stable Diffusion 1.x, XL and 3: "
+                "ViT-L/14; 2.x: ViT-H/14), or leave --text-encoder out to stretch the pipeline's own."
+            )
+
+
+def _write_encoder(
+    folder: Path,
+    work: Path,
+    encoder: TextEncoder,
+    replacement: "Checkpoint | None",
+    *,
+    keep: int,
+    ratio: int,
+    length: int,
+) -> dict[str, str]:
+    """Writes all variants of a text encoder as the stock class reads them, and proves them."""
+    from conversion import parity
+    from conversion.checkpoint import POSITION_TABLE, read_files
+    from conversion.folder import read_json, write_json
+    from conversion.positions import stretch_positions
+    from conversion.tensors import ConversionError, write_safetensors
+
+    place = work / encoder.name
+    place.mkdir()
+    # Everything else stays: the pipeline's number of layers, and its pooling.
+    config = read_json(folder / encoder.name / "config.json") | {"max_position_embeddings": length}
+    write_json(place / "config.json", config)
+    proofs = {}
+    for variant, checkpoint in encoder.variants.items():
+        file = place / f"model{f'.{variant}' * bool(variant)}.safetensors"
+        label = f"{encoder.name}{f' {variant}' * bool(variant)}: "
+        old_table = checkpoint.tensors[POSITION_TABLE].load()
+        if replacement is not None:
+            dtype = old_table.dtype
+            tensors = {name: replacement.tensors[name] for name in checkpoint.tensors}
+            write_safetensors(file, tensors, dtype)
+            written = read_files(str(file), place, [file])
+            same = parity.prove_same_tensors(written.tensors, tensors, dtype)
+            proofs[f"{label}tensors of the Long-CLIP"] = same
+            continue
+        try:
+            new_table = stretch_positions(old_table, keep, ratio, length)
+        except ValueError as error:
+            raise ConversionError(
+                f"{checkpoint.source} cannot be stretched as the replaced encoder was: {error}"
+            ) from error
+        write_safetensors(file, {**checkpoint.tensors, POSITION_TABLE: new_table})
+        written = read_files(str(file), place, [file])
+        table = written.tensors[POSITION_TABLE].load()
+        others = {name: tensor for name, tensor in checkpoint.tensors.items() if name != POSITION_TABLE}
+        proofs |= {
+            f"{label}kept rows": parity.prove_kept_rows(table, old_table, keep),
+            f"{label}stretched rows": parity.prove_formula(table, old_table, keep, ratio, "float32"),
+            f"{label}other tensors": parity.prove_same_tensors(written.tensors, others),
+            f"{label}short prompts": parity.prove_short_features(
+                written.tensors,
+                before=(old_table, checkpoint.text_config),
+                after=(table, written.text_config),
+                keep=keep,
+            ),
+        }
+    return proofs
+
+
+def _write_tokenizer(source: str, folder: Path, work: Path, encoder: TextEncoder, length: int) -> str:
+    """Copies a tokenizer with a `model_max_length` of `length`, and proves that nothing else of it changed.
+
+    vocab.json and merges.txt, which every version reads, are added where transformers 5 saved tokenizer.json alone.
+    """
+    from transformers import CLIPTokenizer, CLIPTokenizerFast
+
+    from conversion.folder import read_json, write_json
+    from conversion.parity import ProofError
+    from conversion.tensors import ConversionError
+    from modeling_longclip.compat import write_slow_tokenizer
+
+    label = f"{source}/{encoder.tokenizer}"
+    before, after = folder / encoder.tokenizer, work / encoder.tokenizer
+    slow = all((before / name).is_file() for name in ("vocab.json", "merges.txt"))
+    if not slow and not (before / "tokenizer.json").is_file():  # transformers 5 would make an empty tokenizer
+        raise ConversionError(f"{label} holds neither tokenizer.json nor vocab.json and merges.txt.")
+    shutil.copytree(before, after)
+    config = {"tokenizer_class": "CLIPTokenizer"} | read_json(before / "tokenizer_config.json")
+    write_json(after / "tokenizer_config.json", config | {"model_max_length": length})
+    fast = read_json(before / "tokenizer.json")
+    if fast.get("truncation") or fast.get("padding"):  # some files bake CLIP's 77 in
+        write_json(after / "tokenizer.json", fast | {"truncation": None, "padding": None})
+    try:
+        if not slow:
+            write_slow_tokenizer(after, fast["model"])
+        old = CLIPTokenizerFast.from_pretrained(str(before))
+        forms = [form.from_pretrained(str(after)) for form in (CLIPTokenizer, CLIPTokenizerFast)]
+    except Exception as error:  # of other classes in each version of transformers
+        raise ConversionError(f"{label} is no CLIP tokenizer: {error!r}. Download it again.") from error
+    vocabulary = min(checkpoint.text_config.vocab_size for checkpoint in encoder.variants.values())
+    if len(old) > vocabulary:
+        raise ConversionError(f"{label} has {len(old)} tokens, and {encoder.name} has embeddings of {vocabulary}.")
+    for new in forms:
+        for prompt in _SHORT_PROMPTS:
+            own = old(prompt).input_ids
+            padded = new(prompt, padding="max_length", truncation=True).input_ids
+            if padded != own + [old.pad_token_id] * (length - len(own)):
+                raise ProofError(f"{label}: {type(new).__name__} reads {prompt!r} in another way than before.")
+        cut = new("a " * length, truncation=True).input_ids
+        if len(cut) != length or cut[-1] != old.eos_token_id:
+            raise ProofError(f"{label}: {type(new).__name__} cuts a long prompt to {len(cut)} tokens, not {length}.")
+    return f"cuts at {length} tokens, pads with {old.pad_token!r} (id {old.pad_token_id}); ids of short prompts stay"
+
+
+def _unchanged_files(folder: Path, rewritten: set[str]) -> tuple[list[Path], list[str]]:
+    """The files that are carried over, and the hidden folders (.git, a download's .cache) that are not."""
+    files, hidden = [], []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        place = Path(root)
+        hidden += [str((place / name).relative_to(folder)) for name in folders if name.startswith(".")]
+        top = place == folder
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and not (top and n in rewritten))
+        files += [place / name for name in sorted(names)]
+    return files, hidden
+
+
+def _carry_over(folder: Path, work: Path, files: list[Path], link: bool) -> str:
+    from conversion.parity import ProofError
+
+    linked = nbytes = 0
+    for file in files:
+        target = work / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbytes += file.stat().st_size
+        if link:
+            try:
+                os.link(file.resolve(), target)  # resolved: the cache of the Hub holds links
+                linked += 1
+                continue
+            except OSError:  # another disk, or a file system without hard links
+                pass
+        shutil.copyfile(file, target)
+        if not filecmp.cmp(file, target, shallow=False):
+            raise ProofError(f"{target.relative_to(work)} differs from the source after copying.")
+    done = [f"{count} {how}" for count, how in ((linked, "hard-linked"), (len(files) - linked, "copied")) if count]
+    return f"{len(files)} files, {nbytes / 1e6:,.1f} MB, byte-identical ({', '.join(done)})"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="longclip-diffusion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="folder or Hub id of a Stable Diffusion 1.x, 2.x, XL or 3 pipeline")
+    parser.add_argument("--output", type=Path, required=True, help="the new folder")
+    parser.add_argument(
+        "--text-encoder", metavar="LONGCLIP",
+        help="folder or Hub id of a Long-CLIP whose text tower replaces the first text encoder (default: stretch the "
+        f"pipeline's own to {LENGTH} positions)",
+    )  # fmt: skip
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--variant", help="of a Hub id's weights, such as fp16; a folder is converted with all")
+    parser.add_argument(
+        "--link", action="store_true",
+        help="hard-link the unchanged files: they take no space, but what is later written into one changes the "
+        "source too (default: copy)",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    return parser
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
+    options = _parser().parse_args(args)
+
+    def work(console: Any, errors: Any) -> None:
+        with errors.status("Converting, then proving what was written"):
+            report = convert(
+                options.source, options.output, text_encoder=options.text_encoder, revision=options.revision,
+                variant=options.variant, link=options.link, overwrite=options.overwrite,
+            )  # fmt: skip
+        _print_report(console, report)
+
+    return guarded(work)
+
+
+def _print_report(console: Any, report: DiffusionReport) -> None:
+
+    print_proofs(console, report.proofs)
+    for name in report.left_out:
+        console.print(f"Not carried over: {name}", soft_wrap=True)
+    for name, what in report.encoders.items():
+        console.print(f"{name}: {what}", soft_wrap=True, highlight=False)
+    console.print(
+        f"Load it with {report.pipeline}.from_pretrained({str(report.output)!r}).\n"
+        f"Prompts have up to {report.length} tokens.",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,445 @@
+"""Checkpoints that are not in Hugging Face's layout: what their files hold, and the configuration that it makes."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from conversion import key_map
+from conversion.checkpoint import download
+from conversion.tensors import ConversionError, as_stored, load_torch, read_safetensors
+from modeling_longclip.defaults import CLIP_LENGTH
+
+TABLE = "positional_embedding"
+TRAINED_TABLE = "positional_embedding_res"  # Long-CLIP's second one: the rows after the kept ones
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+# What OpenAI's checkpoints hold beside their weights.
+_SCALARS = ("input_resolution", "context_length", "vocab_size")
+# Heads of OpenCLIP's image towers that are not width / 64 each, by width, layers and patch.
+_VISION_HEADS = {
+    (1280, 32, 14): 16,  # H
+    (1280, 32, 16): 16,
+    (1408, 40, 14): 16,  # g
+    (1664, 48, 14): 16,  # bigG
+    (1792, 56, 14): 16,  # e
+}
+HEAD_WIDTH = 64  # OpenAI's rule
+# Settings of OpenCLIP that are CLIP's own, and one that counts in training only. Others make another model.
+_CLIPS_OWN = (
+    ("pool_type", "tok"),
+    ("pool_type", "argmax"),
+    ("pos_embed_type", "learnable"),
+    ("proj_type", "linear"),
+)
+_TRAINING_ONLY = ("patch_dropout", "init_logit_scale")
+_READ = {
+    "model_cfg": ("embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg"),
+    "vision_cfg": ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"),
+    "text_cfg": ("context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio"),
+}
+_INTERPOLATIONS = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers, which Hugging Face writes
+
+
+@dataclass(frozen=True)
+class Original:
+    """A checkpoint in the layout of OpenAI, Long-CLIP or OpenCLIP.
+
+    Attributes:
+        source: what the user named.
+        file: where it lies on this machine.
+        tensors: under the names of `key_map`, and `TRAINED_TABLE` where the file has one; mapped from the file.
+        open_clip: `open_clip_config.json` beside the file, if there is one.
+        two_tables: whether the file holds both, which only Long-CLIP's do.
+        openai: whether the file holds the numbers that OpenAI puts beside its weights.
+        left_out: names in the file that are no weights, and are not carried over.
+    """
+
+    source: str
+    file: Path
+    tensors: dict[str, torch.Tensor]
+    open_clip: dict[str, Any] | None
+    two_tables: bool
+    openai: bool
+    left_out: list[str]
+
+
+def read_original(source: str, file_name: str | None = None, revision: str | None = None) -> Original:
+    """Reads a state dict: plain, in safetensors, or as a training checkpoint holds it.
+
+    Args:
+        source: a file, or the Hub id or folder that holds `file_name`.
+        file_name: the file in it.
+        revision: branch, tag or commit of a Hub id.
+
+    Raises:
+        ConversionError: if there is no such file, or it is no state dict of tensors.
+    """
+    file = _find(source, file_name, revision)
+    left_out = []
+    if file.suffix == ".safetensors":
+        stored = read_safetensors(file)
+    else:
+        content = load_torch(file)
+        if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+            left_out = [f"{name} (training state)" for name in content if name != "state_dict"]
+            content = content["state_dict"]
+        stored = as_stored(file, content)
+    tensors = _plain_names({name: tensor.load() for name, tensor in stored.items()})
+    scalars = [name for name in _SCALARS if tensors.pop(name, None) is not None]
+    open_clip = file.parent / OPEN_CLIP_CONFIG
+    name = source if file_name is None else f"{source}/{file_name}"
+    return Original(
+        name, file, tensors, _read_object(open_clip) if open_clip.is_file() else None,
+        TRAINED_TABLE in tensors, bool(scalars), left_out + scalars,
+    )  # fmt: skip
+
+
+def merge_tables(tensors: Mapping[str, torch.Tensor], keep: int) -> dict[str, torch.Tensor]:
+    """Long-CLIP's two tables as one: rows below `keep` from the first, the others from the trained one.
+
+    It is a selection by position, not a sum, so one table holds all that the model reads.
+
+    Raises:
+        ConversionError: if the tables have different shapes or `keep` is not within their rows.
+    """
+    merged = dict(tensors)
+    trained = merged.pop(TRAINED_TABLE)
+    if TABLE not in merged:
+        raise ConversionError(f"{TRAINED_TABLE} is there and {TABLE} is missing, which holds the first {keep} rows.")
+    frozen = merged[TABLE]
+    if frozen.shape != trained.shape:
+        raise ConversionError(
+            f"{TABLE} has shape {tuple(frozen.shape)} and {TRAINED_TABLE} {tuple(trained.shape)}; they are one table "
+            "in two, of equal shapes."
+        )
+    if frozen.ndim != 2 or not 0 <= keep <= frozen.shape[0]:
+        raise ConversionError(
+            f"The tables have shape {tuple(frozen.shape)}: not a matrix, or without {keep} rows to keep."
+        )
+    merged[TABLE] = torch.cat([frozen[:keep], trained[keep:]])
+    return merged
+
+
+def check_dtypes(source: str, tensors: Mapping[str, torch.Tensor], dtype: str | None) -> None:
+    """Whether all tensors are floating and of one precision, or one is chosen.
+
+    Raises:
+        ConversionError: with what is there.
+    """
+    whole = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if whole:
+        raise ConversionError(f"{source}: these hold no floating-point numbers: {key_map.shortened(whole)}.")
+    counts = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    if len(counts) > 1 and dtype is None:
+        found = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        raise ConversionError(
+            f"{source} mixes precisions ({found} tensors), and a checkpoint has one. Choose it with --dtype; float32 "
+            "keeps every value of float16 and bfloat16."
+        )
+
+
+def stretch_settings(length: int, keep: int, two_tables: bool) -> dict[str, Any]:
+    """What the configuration of a Long-CLIP says about its stretch: the authors' own, as far as the length shows."""
+    return {
+        "keep": keep,
+        "ratio": max(1, math.ceil((length - keep) / (CLIP_LENGTH - keep))),
+        "stretch_method": "knowledge-preserving" if keep else "linear",
+        "stretch_arithmetic": "float16" if two_tables else "float32",
+    }
+
+
+def clip_config(original: Original, activation: str | None = None, vision_heads: int | None = None) -> CLIPConfig:
+    """CLIP's configuration: sizes from the shapes, the rest from OpenCLIP's, the layout, or the arguments.
+
+    Args:
+        original: with one table (`merge_tables`), and names that `key_map.to_ours` has accepted.
+        activation: `"quick_gelu"` or `"gelu"`, where nothing else says it.
+        vision_heads: heads of the image tower, where nothing else says it.
+
+    Raises:
+        ConversionError: if the shapes do not fit together, contradict OpenCLIP's configuration, or leave the
+            activation or the heads open.
+    """
+    tensors = original.tensors
+    text = _tower(original, "transformer.resblocks")
+    vision = _tower(original, "visual.transformer.resblocks")
+    text["max_position_embeddings"], _ = _shape(original, TABLE, 2)
+    text["vocab_size"], text["hidden_size"] = _shape(original, "token_embedding.weight", 2)
+    vision["hidden_size"], _, vision["patch_size"], _ = _shape(original, "visual.conv1.weight", 4)
+    patches = _shape(original, "visual.positional_embedding", 2)[0] - 1
+    if math.isqrt(max(patches, 0)) ** 2 != patches or not patches:
+        raise ConversionError(
+            f"{original.source}: visual.positional_embedding has {patches + 1} rows, not one and a square of patches."
+        )
+    vision["image_size"] = math.isqrt(patches) * vision["patch_size"]
+    projection_dim = _shape(original, "text_projection", 2)[1]
+
+    model_cfg: dict[str, Any] = {}
+    if original.open_clip is not None:
+        model_cfg = _check_open_clip(original, text, vision, projection_dim)
+    text["num_attention_heads"] = _text_heads(original, text["hidden_size"], model_cfg)
+    vision["num_attention_heads"] = _vision_heads(original, vision, model_cfg, vision_heads)
+    text["hidden_act"] = vision["hidden_act"] = _activation(original, model_cfg, activation)
+    text["projection_dim"] = vision["projection_dim"] = projection_dim
+    # CLIP's tokenizer has them last; CLIP pools at the highest id, which is EOT.
+    text |= {"bos_token_id": text["vocab_size"] - 2, "eos_token_id": text["vocab_size"] - 1}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim)
+
+    with torch.device("meta"):
+        expected = key_map.to_original(CLIPModel(config).state_dict())
+    complaints = [
+        f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if tensors[name].shape != tensor.shape
+    ]
+    if complaints:
+        raise ConversionError(f"{original.source}: the shapes make no CLIP: {key_map.shortened(complaints)}.")
+    return config
+
+
+def image_settings(base: Mapping[str, Any], side: int, open_clip: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`preprocessor_config.json` of a tower for images of `side` pixels.
+
+    Args:
+        base: that of the base model, whose mean, std and resampling count where OpenCLIP's configuration is silent.
+        side: in pixels, of the square that the image tower sees.
+        open_clip: OpenCLIP's configuration, if there is one.
+
+    Raises:
+        ConversionError: for preprocessing that CLIP's image processor has not.
+    """
+    theirs = (open_clip or {}).get("preprocess_cfg") or {}
+    resize = theirs.get("resize_mode", "shortest")
+    square = {"height": side, "width": side}
+    sizes = {
+        "shortest": {"size": {"shortest_edge": side}, "do_center_crop": True},
+        "squash": {"size": square, "do_center_crop": False},
+    }
+    if resize not in sizes:
+        raise ConversionError(f"{OPEN_CLIP_CONFIG} resizes by {resize!r}; known are {', '.join(sizes)}.")
+    settings = dict(base) | sizes[resize] | {"crop_size": square}
+    for name, ours in (("mean", "image_mean"), ("std", "image_std")):
+        if name in theirs:
+            settings[ours] = theirs[name]
+    if "interpolation" in theirs:
+        if theirs["interpolation"] not in _INTERPOLATIONS:
+            raise ConversionError(
+                f"{OPEN_CLIP_CONFIG} resizes by {theirs['interpolation']!r}; known are {', '.join(_INTERPOLATIONS)}."
+            )
+        settings["resample"] = _INTERPOLATIONS[theirs["interpolation"]]
+    return settings
+
+
+def open_clip_config(config: CLIPConfig, images: Mapping[str, Any]) -> dict[str, Any]:
+    """`open_clip_config.json` of a CLIP that Hugging Face's configurations describe; the inverse of `clip_config`.
+
+    Raises:
+        ConversionError: if the two towers have different activations, or one that OpenCLIP has not, or `images`
+            (`preprocessor_config.json`) are not complete.
+    """
+    text, vision = config.text_config, config.vision_config
+    activations = {text.hidden_act, vision.hidden_act}
+    if len(activations) > 1 or not activations <= {"quick_gelu", "gelu"}:
+        raise ConversionError(f"OpenCLIP has quick_gelu or gelu in both towers, not {', '.join(sorted(activations))}.")
+    missing = {"image_mean", "image_std", "resample", "size"} - images.keys()
+    names = {number: name for name, number in _INTERPOLATIONS.items()}
+    if missing or images["resample"] not in names:
+        raise ConversionError(f"preprocessor_config.json lacks {', '.join(sorted(missing)) or 'a known resampling'}.")
+    squashed = isinstance(images["size"], Mapping) and "shortest_edge" not in images["size"]
+    return {
+        "model_cfg": {
+            "embed_dim": config.projection_dim,
+            "quick_gelu": activations == {"quick_gelu"},
+            "vision_cfg": {
+                "image_size": vision.image_size,
+                "layers": vision.num_hidden_layers,
+                "width": vision.hidden_size,
+                "head_width": vision.hidden_size // vision.num_attention_heads,
+                "mlp_ratio": _ratio(vision),
+                "patch_size": vision.patch_size,
+            },
+            "text_cfg": {
+                "context_length": text.max_position_embeddings,
+                "vocab_size": text.vocab_size,
+                "width": text.hidden_size,
+                "heads": text.num_attention_heads,
+                "layers": text.num_hidden_layers,
+                "mlp_ratio": _ratio(text),
+            },
+        },
+        "preprocess_cfg": {
+            "mean": images["image_mean"],
+            "std": images["image_std"],
+            "interpolation": names[images["resample"]],
+            "resize_mode": "squash" if squashed else "shortest",
+        },
+    }
+
+
+def _find(source: str, file_name: str | None, revision: str | None) -> Path:
+    path = Path(source).expanduser()
+    local = path.exists() or source.startswith((".", "/", "~"))
+    if local and revision is not None:
+        raise ConversionError(f"{source} is on this machine, and --revision {revision} is for Hub ids. Leave it out.")
+    if file_name is None:
+        if path.is_dir():
+            raise ConversionError(
+                f"{source} is a folder. Name the file in it to convert it, or a layout with --to to convert it back."
+            )
+        if not path.is_file():
+            raise ConversionError(f"{source}: no such file. In a Hub repository, name the file too: ID FILE.")
+        return path
+    folder = path if local else download(source, revision, [file_name, OPEN_CLIP_CONFIG, "README.md"])
+    if not (folder / file_name).is_file():
+        raise ConversionError(f"{source} holds no file {file_name}.")
+    return folder / file_name
+
+
+def _plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what DistributedDataParallel and OpenCLIP's other classes put around the names."""
+    plain = dict(tensors)
+    if plain and all(name.startswith("module.") for name in plain):
+        plain = {name.removeprefix("module."): tensor for name, tensor in plain.items()}
+    if any(name.startswith("text.") for name in plain):  # OpenCLIP's custom_text
+        inside = {name.removeprefix("text.") for name in plain if name.startswith("text.")}
+        if both := sorted(inside & plain.keys()):
+            raise ConversionError(f"These are there twice, under text. too: {key_map.shortened(both)}.")
+        plain = {name.removeprefix("text."): tensor for name, tensor in plain.items()}
+    if "text_projection" not in plain and "text_projection.weight" in plain:
+        # Some of OpenCLIP's are a linear layer, whose weight is (out, in).
+        plain["text_projection"] = plain.pop("text_projection.weight").t()
+    return plain
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConversionError(f"{file} is no JSON file: {error}. Download it again.") from error
+    model_cfg = value.get("model_cfg") if isinstance(value, dict) else None
+    if not model_cfg or not all(
+        isinstance(part, dict) for part in (model_cfg, *map(model_cfg.get, ("vision_cfg", "text_cfg")))
+    ):
+        raise ConversionError(f"{file} has no model_cfg with vision_cfg and text_cfg: it is not OpenCLIP's.")
+    return value
+
+
+def _shape(original: Original, name: str, dimensions: int) -> tuple[int, ...]:
+    shape = tuple(original.tensors[name].shape)
+    if len(shape) != dimensions:
+        raise ConversionError(f"{original.source}: {name} has shape {shape}, and {dimensions} dimensions are needed.")
+    return shape
+
+
+def _tower(original: Original, blocks: str) -> dict[str, Any]:
+    names = [name.removeprefix(f"{blocks}.") for name in original.tensors if name.startswith(f"{blocks}.")]
+    return {
+        "num_hidden_layers": len({name.split(".")[0] for name in names}),
+        "intermediate_size": _shape(original, f"{blocks}.0.mlp.c_fc.weight", 2)[0],
+    }
+
+
+def _check_open_clip(
+    original: Original, text: Mapping[str, Any], vision: Mapping[str, Any], projection_dim: int
+) -> dict[str, Any]:
+    """OpenCLIP's `model_cfg`, which says what the tensors say, and nothing that CLIP has not."""
+    model_cfg = original.open_clip["model_cfg"] if original.open_clip else {}
+    parts = {"model_cfg": model_cfg} | {name: model_cfg.get(name) or {} for name in ("vision_cfg", "text_cfg")}
+    foreign = [
+        f"{part}.{name} = {value!r}"
+        for part, settings in parts.items()
+        for name, value in settings.items()
+        if value and name not in (*_READ[part], *_TRAINING_ONLY) and (name, value) not in _CLIPS_OWN
+    ]
+    if foreign:
+        raise ConversionError(f"{OPEN_CLIP_CONFIG} asks for what CLIP has not: {key_map.shortened(foreign)}.")
+    found = {
+        "model_cfg": {"embed_dim": projection_dim},
+        "vision_cfg": {
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "width": vision["hidden_size"],
+            "layers": vision["num_hidden_layers"],
+        },
+        "text_cfg": {
+            "context_length": text["max_position_embeddings"],
+            "vocab_size": text["vocab_size"],
+            "width": text["hidden_size"],
+            "layers": text["num_hidden_layers"],
+        },
+    }
+    different = [
+        f"{part}.{name} = {parts[part][name]}, and the tensors say {value}"
+        for part, values in found.items()
+        for name, value in values.items()
+        if name in parts[part] and parts[part][name] not in (value, [value, value])
+    ]
+    if different:
+        raise ConversionError(f"{OPEN_CLIP_CONFIG} is not that of {original.source}: {key_map.shortened(different)}.")
+    return model_cfg
+
+
+def _text_heads(original: Original, width: int, model_cfg: Mapping[str, Any]) -> int:
+    heads = (model_cfg.get("text_cfg") or {}).get("heads") or width / HEAD_WIDTH
+    return _dividing(original, "text", width, heads)
+
+
+def _vision_heads(
+    original: Original, vision: Mapping[str, Any], model_cfg: Mapping[str, Any], named: int | None
+) -> int:
+    width = vision["hidden_size"]
+    if model_cfg:
+        head_width = (model_cfg.get("vision_cfg") or {}).get("head_width", HEAD_WIDTH)
+        heads = _dividing(original, "image", width, width / head_width)
+        if named not in (None, heads):
+            raise ConversionError(f"--vision-heads {named}, and {OPEN_CLIP_CONFIG} says {heads}. Leave it out.")
+        return heads
+    if named is not None:
+        return _dividing(original, "image", width, named)
+    known = _VISION_HEADS.get((width, vision["num_hidden_layers"], vision["patch_size"]))
+    other = [heads for (known_width, _, _), heads in _VISION_HEADS.items() if known_width == width]
+    if other and (known is None or original.two_tables):
+        raise ConversionError(
+            f"{original.source}: an image tower of width {width} has {other[0]} heads in OpenCLIP's models and "
+            f"{width // HEAD_WIDTH} by OpenAI's rule of width / {HEAD_WIDTH}. Say which with --vision-heads."
+        )
+    return known or _dividing(original, "image", width, width / HEAD_WIDTH)
+
+
+def _dividing(original: Original, tower: str, width: int, heads: float) -> int:
+    if heads < 1 or heads != int(heads) or width % int(heads):
+        remedy = "--vision-heads" if tower == "image" else f"an {OPEN_CLIP_CONFIG} beside the file"
+        raise ConversionError(
+            f"{original.source}: the {tower} tower of width {width} cannot have {heads:g} heads (width / "
+            f"{HEAD_WIDTH} where nothing else is said). Name their number by {remedy}."
+        )
+    return int(heads)
+
+
+def _activation(original: Original, model_cfg: Mapping[str, Any], named: str | None) -> str:
+    known = None
+    if model_cfg:
+        known = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
+    elif original.two_tables or original.openai:
+        known = "quick_gelu"
+    if known is None and named is None:
+        raise ConversionError(
+            f"{original.source} does not say its activation, and no {OPEN_CLIP_CONFIG} is beside it. Name it: "
+            "--activation quick_gelu for OpenAI's weights and for OpenCLIP's models named -quickgelu, --activation "
+            "gelu for the other models of OpenCLIP."
+        )
+    if named is not None and known not in (None, named):
+        raise ConversionError(f"--activation {named}, and {original.source} has {known}. Leave it out.")
+    return known or str(named)
+
+
+def _ratio(tower: Any) -> float:
+    """`mlp_ratio`, rounded up to where OpenCLIP's `int(width * mlp_ratio)` is the right width."""
+    exact = tower.intermediate_size / tower.hidden_size
+    return exact if int(tower.hidden_size * exact) == tower.intermediate_size else math.ceil(exact * 1e4) / 1e4

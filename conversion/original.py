@@ -1,0 +1,489 @@
+"""Converts checkpoints of Long-CLIP, OpenAI's CLIP and OpenCLIP to a folder that every tool loads, and back.
+
+    python conversion/original.py longclip-B.pt --output long-clip
+    python conversion/original.py BeichenZhang/LongCLIP-L longclip-L.pt --output long-clip
+    python conversion/original.py longclip-B.pt --output long-clip --tokenizer path/to/clip            # offline
+    python conversion/original.py longclip-B.pt --output long-clip --precision as-released --against path/to/Long-CLIP
+    python conversion/original.py open_clip_model.safetensors --output clip    # 77 positions: stretch it then
+    python conversion/original.py long-clip --to original --output longclip.pt
+    python conversion/original.py long-clip --to open_clip --output open-clip
+
+A released Long-CLIP has two tables of text positions: rows 0 ... 19 are read from the first, the others from the
+second, which was trained. They become one table with exactly the rows that are read. Sizes come from the shapes; every
+tensor of the file has its place, or the command says which has none. What was written is read again and compared bit
+by bit before the command ends.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conversion.command import guarded, print_proofs
+from modeling_longclip.defaults import CLIP_LENGTH, KEEP
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import CLIPConfig
+
+    from conversion.layouts import Original
+
+LAYOUTS = ("original", "open_clip")
+PRECISIONS = ("exact", "as-released")
+ACTIVATIONS = ("quick_gelu", "gelu")
+DTYPES = ("float32", "float16", "bfloat16")
+# What Long-CLIP's authors released: file name -> repository on the Hub, all under this licence.
+RELEASED = {
+    "longclip-B.pt": "BeichenZhang/LongCLIP-B",
+    "longclip-B-32.pt": "BeichenZhang/LongCLIP-B-32",
+    "longclip-L.pt": "BeichenZhang/LongCLIP-L",
+    "longclip-L@336px.pt": "BeichenZhang/LongCLIP-L-336px",
+}
+RELEASED_LICENSE = "apache-2.0"
+# Image width, patch and side in pixels -> where the tokenizer and image settings of that size are.
+BASES = {
+    (768, 32, 224): "openai/clip-vit-base-patch32",
+    (768, 16, 224): "openai/clip-vit-base-patch16",
+    (1024, 14, 224): "openai/clip-vit-large-patch14",
+    (1024, 14, 336): "openai/clip-vit-large-patch14-336",
+    (1280, 14, 224): "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    (1408, 14, 224): "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
+    (1664, 14, 224): "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+}
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did: facts about the result and proofs, in words, by name; what to do with it next."""
+
+    output: Path
+    facts: dict[str, str]
+    proofs: dict[str, str]
+    advice: str
+    left_out: list[str] = field(default_factory=list)
+
+
+def convert(
+    source: str,
+    output: Path | str,
+    *,
+    file_name: str | None = None,
+    tokenizer: str | None = None,
+    keep: int | None = None,
+    precision: str = "exact",
+    dtype: str | None = None,
+    activation: str | None = None,
+    vision_heads: int | None = None,
+    against: Path | str | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> ConversionReport:
+    """Writes a checkpoint in the layout of Long-CLIP, OpenAI or OpenCLIP as a folder in Hugging Face's.
+
+    Args:
+        source: a file, or the Hub id or folder that holds `file_name`.
+        output: the new folder: a Long-CLIP, or a plain CLIP if the source has 77 positions. It appears whole or not at
+            all.
+        file_name: the checkpoint's name in `source`.
+        tokenizer: folder or Hub id of the tokenizer and image settings; by default the base model of that size.
+        keep: rows that are read from the first of Long-CLIP's two tables (20).
+        precision: `"exact"`, or `"as-released"` to round through float16 what the authors' loader rounds.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"` for all tensors; needed where the source mixes them.
+        activation: `"quick_gelu"` or `"gelu"`, where neither layout nor configuration says it.
+        vision_heads: heads of the image tower, where neither its size nor a configuration says it.
+        against: a checkout of the original, to compare features with.
+        revision: branch, tag or commit of a Hub id.
+        overwrite: replace an existing `output`.
+
+    Raises:
+        ConversionError: for whatever a user can mend; nothing is left behind.
+        ProofError: if what was written is not what was meant; nothing is left behind.
+    """
+    import torch
+
+    from conversion import folder, key_map, layouts, parity
+    from conversion.checkpoint import find_folder, read_checkpoint
+    from conversion.tensors import ConversionError, as_stored, read_safetensors, write_safetensors
+    from modeling_longclip import LongCLIPConfig
+    from modeling_longclip.configuration_longclip import AUTO_MAP
+
+    for name, value, known in (("precision", precision, PRECISIONS), ("dtype", dtype, (None, *DTYPES))):
+        if value not in known:
+            raise ConversionError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}.")
+    output = Path(output)
+    began = time.perf_counter()
+    original = layouts.read_original(source, file_name, revision)
+    two_tables = original.two_tables
+    _check_options(original, keep, precision, dtype, against)
+    keep = KEEP if keep is None else keep
+    try:
+        meant = layouts.merge_tables(original.tensors, keep) if two_tables else original.tensors
+        key_map.check_names(meant)
+    except ConversionError as error:
+        raise ConversionError(f"{original.source}: {error}") from error
+    layouts.check_dtypes(original.source, original.tensors, dtype)
+    if precision == "as-released":
+        meant = key_map.round_as_released(meant)
+    if dtype is not None:
+        meant = {name: tensor.to(getattr(torch, dtype)) for name, tensor in meant.items()}
+    config: CLIPConfig = layouts.clip_config(replace(original, tensors=meant), activation, vision_heads)
+    length = config.text_config.max_position_embeddings
+    is_long = two_tables or length > CLIP_LENGTH
+    if is_long:
+        stretch = layouts.stretch_settings(length, keep, two_tables)
+        config = LongCLIPConfig(**config.to_dict() | {"text_config": config.text_config.to_dict() | stretch})
+    config.dtype = str(next(iter(meant.values())).dtype).removeprefix("torch.")
+    processor = tokenizer or _base(original.source, config)
+    processor_folder = find_folder(processor, weights=False)
+    for name, read in ((source, original.file.resolve()), (processor, processor_folder.resolve())):
+        if output.resolve() in (read, *read.parents):
+            raise ConversionError(f"{output} is or holds the source {name}, which stays. Name another --output.")
+
+    ours = key_map.to_ours(meant)
+    nbytes = sum(tensor.nbytes for tensor in ours.values())
+    with folder.new_folder(output, nbytes + 20_000_000, overwrite) as work:
+        eos_token_id = folder.write_tokenizer(work, processor_folder, processor, length)
+        if eos_token_id != config.text_config.eos_token_id:
+            raise ConversionError(
+                f"The tokenizer of {processor} ends a text with id {eos_token_id}, and {original.source} with its "
+                f"highest, {config.text_config.eos_token_id}. Name the right one with --tokenizer."
+            )
+        folder.write_image_processor(work, processor_folder, processor)
+        settings = work / "preprocessor_config.json"
+        side = config.vision_config.image_size
+        folder.write_json(settings, layouts.image_settings(folder.read_json(settings), side, original.open_clip))
+        folder.write_config(work, config, "CLIPModel", dict(AUTO_MAP) if is_long else None)
+        if is_long:
+            folder.write_code(work)
+        write_safetensors(work / "model.safetensors", ours)
+
+        written = read_safetensors(work / "model.safetensors")
+        back = key_map.to_original({name: tensor.load() for name, tensor in written.items()})
+        read_checkpoint(str(work), stretched=True)  # strict
+        proofs = {
+            "names": f"{len(original.tensors)} tensors of the file make the {len(written)} that config.json asks for",
+            "values": parity.prove_same_tensors(as_stored(work, back), as_stored(original.file, meant))
+            + ", renamed back",
+        }
+        if two_tables:
+            proofs["two tables"] = parity.prove_merged_tables(
+                back[layouts.TABLE], original.tensors[layouts.TABLE], original.tensors[layouts.TRAINED_TABLE], keep
+            )
+        if against is not None:
+            from conversion import against as against_original
+
+            proofs["against the original"] = against_original.prove_features(
+                work, Path(against), original.tensors, rounded=precision == "as-released"
+            )
+        if is_long:
+            repository = source if file_name is not None and not Path(source).expanduser().exists() else None
+            license_ = _write_card(work, original, repository, config, precision, dtype, proofs)
+        else:
+            license_ = _carry_card(work, original)
+        size = sum(file.stat().st_size for file in work.iterdir())
+    text, vision = config.text_config, config.vision_config
+    layout = "Long-CLIP's two tables" if two_tables else "OpenCLIP's" if original.open_clip else "one table"
+    return ConversionReport(
+        output,
+        {
+            "source": f"{original.source} ({layout})",
+            "output": str(output),
+            "positions": f"{length}, {keep} kept" if is_long else f"{length}",
+            "image": f"{side} px, patches of {vision.patch_size} px",
+            "heads": f"{text.num_attention_heads} text, {vision.num_attention_heads} image",
+            "activation": text.hidden_act,
+            "tokenizer": processor,
+            "precision": f"{precision}, {config.dtype}",
+            "licence": license_ or "not known",
+            "size": f"{size / 1e6:,.1f} MB",
+            "seconds": f"{time.perf_counter() - began:.2f}",
+        },
+        proofs,
+        f"Load it with AutoModel.from_pretrained({str(output)!r}, trust_remote_code=True), or as plain CLIP."
+        if is_long
+        else f"It is a plain CLIP of {length} positions. Stretch it: python conversion/stretch.py {output}",
+        original.left_out,
+    )
+
+
+def convert_back(
+    source: str, output: Path | str, layout: str, *, revision: str | None = None, overwrite: bool = False
+) -> ConversionReport:
+    """Writes a folder in Hugging Face's layout in another one; the inverse of `convert`, to the last bit.
+
+    Args:
+        source: a Hub id or folder with both towers of a CLIP or Long-CLIP.
+        output: the new file for `"original"`: both tables of Long-CLIP (or OpenAI's one, for 77 positions), as the
+            released code loads it. The new folder for `"open_clip"`: `open_clip_model.safetensors` with one table, and
+            `open_clip_config.json`. It appears whole or not at all.
+        layout: `"original"` or `"open_clip"`.
+        revision: branch, tag or commit of a Hub id.
+        overwrite: replace an existing `output`.
+
+    Raises:
+        ConversionError: for whatever a user can mend; nothing is left behind.
+        ProofError: if what was written is not what was meant; nothing is left behind.
+    """
+    import torch
+
+    from conversion import folder, key_map, layouts
+    from conversion.checkpoint import read_checkpoint
+    from conversion.tensors import ConversionError, as_stored, load_torch, read_safetensors, write_safetensors
+
+    if layout not in LAYOUTS:
+        raise ConversionError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    output = Path(output)
+    began = time.perf_counter()
+    checkpoint = read_checkpoint(source, revision, stretched=True)
+    if not checkpoint.has_image_tower:
+        raise ConversionError(f"{source} is a text tower alone, and the other layouts hold both towers.")
+    if output.resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
+        raise ConversionError(f"{output} is or holds the source {source}, which stays. Name another --output.")
+    tensors = key_map.to_original({name: tensor.load() for name, tensor in checkpoint.tensors.items()})
+    length = checkpoint.text_config.max_position_embeddings
+    if layout == "original":
+        _check_released_code(source, checkpoint.config)
+        if length > CLIP_LENGTH:
+            # Each a table of its own in memory, or torch would write them as one. The rows of the one that are read
+            # from the other are those of the other.
+            tensors[layouts.TRAINED_TABLE] = tensors[layouts.TABLE].clone()
+        nbytes = sum(tensor.nbytes for tensor in tensors.values()) + 1_000_000
+        with folder.new_file(output, nbytes, overwrite) as file:
+            torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+            written = {name: tensor.load() for name, tensor in as_stored(file, load_torch(file)).items()}
+            proof = _prove_back(written, checkpoint.tensors, file)
+        size = output.stat().st_size
+        advice = f"The released code loads it: longclip.load({str(output)!r})."
+    else:
+        images = folder.read_json(checkpoint.folder / "preprocessor_config.json")
+        config = layouts.open_clip_config(checkpoint.config, images)
+        with folder.new_folder(output, checkpoint.nbytes() + 1_000_000, overwrite, layouts.OPEN_CLIP_CONFIG) as work:
+            folder.write_json(work / layouts.OPEN_CLIP_CONFIG, config)
+            write_safetensors(work / "open_clip_model.safetensors", tensors)
+            written = {
+                name: tensor.load() for name, tensor in read_safetensors(work / "open_clip_model.safetensors").items()
+            }
+            proof = _prove_back(written, checkpoint.tensors, work)
+            size = sum(file.stat().st_size for file in work.iterdir())
+        advice = f"OpenCLIP loads it: open_clip.create_model_and_transforms('local-dir:{output}')."
+    facts = {
+        "source": source,
+        "output": f"{output} ({layout})",
+        "positions": f"{length}" + (", in both tables" if layouts.TRAINED_TABLE in tensors else ""),
+        "size": f"{size / 1e6:,.1f} MB",
+        "seconds": f"{time.perf_counter() - began:.2f}",
+    }
+    return ConversionReport(output, facts, {"values": proof}, advice)
+
+
+def _check_options(
+    original: "Original", keep: int | None, precision: str, dtype: str | None, against: Path | str | None
+) -> None:
+    """What is for Long-CLIP's own checkpoints is asked for them only."""
+    from conversion.layouts import TABLE
+    from conversion.tensors import ConversionError
+
+    rows = original.tensors[TABLE].shape[0] if TABLE in original.tensors and original.tensors[TABLE].ndim else 0
+    if rows > CLIP_LENGTH and not original.two_tables and original.open_clip is None:
+        raise ConversionError(
+            f"{original.source} has {rows} text positions and one table of them. Long-CLIP's checkpoints have a "
+            "second, positional_embedding_res, with the rows that were trained; without it this one is not complete. "
+            "If its one table is whole, as OpenCLIP's are, put OpenCLIP's open_clip_config.json beside it."
+        )
+    if keep is not None and rows <= CLIP_LENGTH and not original.two_tables:
+        raise ConversionError(
+            f"{original.source} has {rows} text positions, none of them stretched. Leave --keep out."
+        )
+    if not 0 <= (keep or 0) < CLIP_LENGTH:
+        raise ConversionError(f"keep must be within 0 ... {CLIP_LENGTH - 1}, rows of CLIP's table, got {keep}.")
+    if precision != "exact" and not original.two_tables:
+        raise ConversionError(
+            f"--precision {precision} is what the loader of Long-CLIP's authors does, and {original.source} is not in "
+            "their layout. Leave it out."
+        )
+    if against is not None and not original.two_tables:
+        raise ConversionError(f"--against compares Long-CLIP's checkpoints, and {original.source} is none of them.")
+    if against is not None and dtype not in (None, "float32"):
+        raise ConversionError(f"--against compares in float32, not in {dtype}. Leave one of them out.")
+
+
+def _base(source: str, config: "CLIPConfig") -> str:
+    from conversion.tensors import ConversionError
+
+    vision = config.vision_config
+    base = BASES.get((vision.hidden_size, vision.patch_size, vision.image_size))
+    if base is None:
+        raise ConversionError(
+            f"{source} has images of {vision.image_size} px in patches of {vision.patch_size} and width "
+            f"{vision.hidden_size}: no base model of that size is known. Name a Hub id or folder of its tokenizer and "
+            "image settings with --tokenizer."
+        )
+    return base
+
+
+def _prove_back(written: "Mapping[str, torch.Tensor]", source: Mapping[str, Any], file: Path) -> str:
+    """What was written in another layout is the `source` again when it is read as `convert` does."""
+    from conversion import key_map, layouts, parity
+    from conversion.tensors import as_stored
+
+    merged = layouts.merge_tables(written, KEEP) if layouts.TRAINED_TABLE in written else written
+    return parity.prove_same_tensors(as_stored(file, key_map.to_ours(merged)), source) + ", renamed back"
+
+
+def _check_released_code(source: str, config: "CLIPConfig") -> None:
+    """The original's layout says neither heads nor activation, so only its own can be written in it."""
+    from conversion.layouts import HEAD_WIDTH
+    from conversion.tensors import ConversionError
+
+    found = []
+    for name, tower in (("text", config.text_config), ("image", config.vision_config)):
+        if tower.num_attention_heads * HEAD_WIDTH != tower.hidden_size:
+            found.append(
+                f"{tower.num_attention_heads} {name} heads at width {tower.hidden_size}, not width / {HEAD_WIDTH}"
+            )
+        if tower.hidden_act != "quick_gelu":
+            found.append(f"{tower.hidden_act} in the {name} tower, not quick_gelu")
+    if found:
+        raise ConversionError(
+            f"{source} has {'; '.join(found)}: the original's layout cannot say that, and its code would compute "
+            "something else. Use --to open_clip."
+        )
+
+
+def _write_card(
+    work: Path,
+    original: "Original",
+    repository: str | None,
+    config: Any,
+    precision: str,
+    dtype: str | None,
+    proofs: dict[str, str],
+) -> str | None:
+    """The card of a Long-CLIP. Returns the licence, where it is known."""
+    from huggingface_hub import ModelCardData
+
+    from conversion.checkpoint import stated_license
+    from conversion.folder import write_card
+
+    name = original.file.name
+    released = RELEASED.get(name) if original.two_tables else None
+    repository = repository or released
+    license_ = stated_license(original.file.parent) or (RELEASED_LICENSE if released else None)
+    data = ModelCardData(
+        base_model=repository,
+        library_name="transformers",
+        license=license_,
+        pipeline_tag="zero-shot-image-classification",
+        tags=["clip", "long-clip"],
+    )
+    text = config.text_config
+    write_card(
+        work,
+        data,
+        converted=True,
+        two_tables=original.two_tables,
+        repository=repository,
+        precision=precision,
+        source=name,
+        long_class="LongCLIPModel",
+        dtype=dtype,
+        has_image_tower=True,
+        rows=CLIP_LENGTH,
+        length=text.max_position_embeddings,
+        keep=text.keep,
+        proofs=proofs,
+    )
+    return license_
+
+
+def _carry_card(work: Path, original: "Original") -> str | None:
+    """The source's own card, for a plain CLIP: what stretches it reads the licence there. Returns the licence."""
+    import shutil
+
+    from conversion.checkpoint import stated_license
+
+    card = original.file.with_name("README.md")
+    if card.is_file() and stated_license(original.file.parent):
+        shutil.copyfile(card, work / "README.md")
+    return stated_license(original.file.parent)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="longclip-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="file (.pt, .bin, .safetensors), or a Hub id; with --to, a folder or Hub id")
+    parser.add_argument("file", nargs="?", help="the file in a Hub id")
+    parser.add_argument("--output", type=Path, required=True, help="the new folder; a file with --to original")
+    parser.add_argument(
+        "--to", choices=LAYOUTS,
+        help="the other way: write a folder as a .pt of the original's code, or as a folder of OpenCLIP",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tokenizer", "--processor", metavar="ID_OR_DIR",
+        help="where tokenizer and image settings come from (default: the base model of that size, on the Hub)",
+    )  # fmt: skip
+    parser.add_argument("--keep", type=int, help=f"rows that are read from the first of two tables (default: {KEEP})")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS,
+        help="as-released rounds through float16 what the authors' loader rounds, for their features to 1e-5 "
+        "(default: exact, the file's own bits)",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=DTYPES, help="cast all tensors (needed where the file mixes precisions)")
+    parser.add_argument(
+        "--activation", choices=ACTIVATIONS, help="where the file does not say it and no open_clip_config.json does"
+    )
+    parser.add_argument("--vision-heads", type=int, help="of the image tower, where its size leaves them open")
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT",
+        help="also compare features with the original's code in this folder. The code in it is run",
+    )  # fmt: skip
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    return parser
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
+    options = _parser().parse_args(args)
+    forth = ("file", "tokenizer", "keep", "precision", "dtype", "activation", "vision_heads", "against")
+    common = {"revision": options.revision, "overwrite": options.overwrite}
+
+    def work(console: Any, errors: Any) -> None:
+        from conversion.tensors import ConversionError
+
+        if options.to is not None:
+            if given := [name for name in forth if getattr(options, name) is not None]:
+                raise ConversionError(
+                    f"--to {options.to} takes no {', '.join(given)}: a folder says all that is needed."
+                )
+            report = convert_back(options.source, options.output, options.to, **common)
+        else:
+            report = convert(
+                options.source, options.output, file_name=options.file, tokenizer=options.tokenizer, keep=options.keep,
+                precision=options.precision or PRECISIONS[0], dtype=options.dtype, activation=options.activation,
+                vision_heads=options.vision_heads, against=options.against, **common,
+            )  # fmt: skip
+        _print_report(console, report)
+
+    return guarded(work)
+
+
+def _print_report(console: Any, report: ConversionReport) -> None:
+    from rich.table import Table
+
+    print_proofs(console, report.proofs)
+    for name in report.left_out:
+        console.print(f"Not carried over: {name}, which is no weight.", soft_wrap=True, highlight=False)
+    summary = Table(show_header=False, title="Converted", title_justify="left")
+    for name, value in report.facts.items():
+        summary.add_row(name, value)
+    console.print(summary)
+    console.print(report.advice, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
