@@ -129,6 +129,7 @@ class Request(BaseHTTPRequestHandler):
     route: str
     query: dict[str, list[str]]
     body: BinaryIO
+    fault: int | None  # the status that the test wants
     protocol_version = "HTTP/1.1"
     # The head and the body are written apart: with Nagle's algorithm every answer would wait for a delayed ACK.
     disable_nagle_algorithm = True
@@ -159,6 +160,12 @@ class Request(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         target = urlsplit(self.path)
         self.route, self.query = target.path, parse_qs(target.query)
+        self.fault = self.server.hub.take_fault(self)
+        if self.fault == 0 and self.command == "PUT":
+            for _ in self._read(int(self.headers.get("Content-Length", 0)) // 2):
+                pass
+            self.close_connection = True
+            return
         # The body is read before anything is answered, or its rest would be taken for the next request.
         with tempfile.SpooledTemporaryFile(max_size=2**20) as self.body:
             for chunk in self._chunks():
@@ -241,27 +248,40 @@ class HubServer:
     def fail_next(self, method: str, path_substring: str, status: int, times: int = 1) -> None:
         """Answer `status` to the next `times` matching requests, which change nothing.
 
-        Status 0 cuts the connection: in the middle of the body for a GET, instead of any answer for the others.
+        Status 0 cuts the connection: in the middle of the body for a GET and a PUT, instead of any answer for the
+        others. Any other status comes with a message that echoes the token, as a careless proxy's would.
         """
         with self._lock:
             self._faults += [(method, path_substring, status)] * times
 
-    def answer(self, request: Request) -> Answer | None:
-        """The answer to a request, None to hang up."""
+    def heal(self) -> None:
+        """Forget the faults that are left."""
+        with self._lock:
+            self._faults.clear()
+
+    def take_fault(self, request: Request) -> int | None:
+        """The status that a request was promised by `fail_next`, if it was; each promise is kept once."""
         with self._lock:
             self.requests.append((request.command, request.route))
             fault = next((f for f in self._faults if f[0] == request.command and f[1] in request.route), None)
-            if fault:
-                self._faults.remove(fault)
-                if fault[2]:
-                    return Answer.json({"error": "injected fault"}, fault[2])
-                if request.command != "GET":
-                    return None
+            if fault is None:
+                return None
+            self._faults.remove(fault)
+            return fault[2]
+
+    def answer(self, request: Request) -> Answer | None:
+        """The answer to a request, None to hang up."""
+        with self._lock:
+            if request.fault:
+                echo = f"injected fault, Authorization: {request.headers.get('Authorization')}"
+                return Answer.json({"error": echo}, request.fault)
+            if request.fault == 0 and request.command != "GET":
+                return None
             try:
                 answer = self._dispatch(request)
             except HubError as error:
                 answer = error.answer
-            answer.cut = fault is not None
+            answer.cut = request.fault is not None
             return answer
 
     def _dispatch(self, request: Request) -> Answer:
