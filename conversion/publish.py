@@ -14,9 +14,7 @@ that was interrupted is repeated with the same command: what the Hub has is not 
 
 import argparse
 import re
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conversion.command import guarded
 from modeling_longclip.defaults import LENGTH
 
 if TYPE_CHECKING:
@@ -410,18 +409,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
     options = _parser().parse_args(args)
-    if threading.current_thread() is threading.main_thread():
-        # So that a terminated command cleans up like an interrupted one.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
-    from rich.console import Console
-    from rich.markup import escape
-
-    from conversion.tensors import ConversionError
-
-    # Without markup: brackets in a path are brackets.
-    console, errors = Console(markup=False, highlight=False), Console(stderr=True)
-    try:
+    def work(console: Any, errors: Any) -> None:
         publication = prepare(
             options.folder, options.repo, results=options.results, results_model=options.results_model,
             base_model=options.base_model, relation=options.relation, license=options.license,
@@ -434,27 +423,24 @@ def main(args: list[str] | None = None) -> int:
         console.print("It loads in a fresh process, with its own code and as plain CLIP, with equal features.")
         if not options.yes:
             console.print(f"Nothing was sent. Send it to {options.repo} with --yes.", soft_wrap=True)
-            return 0
+            return
         write_card(publication)
         published = upload(
             publication, private=options.private, revision=options.revision, tag=options.tag,
             say=lambda text: errors.print(text, markup=False, soft_wrap=True),
         )  # fmt: skip
-    except ConversionError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("Interrupted. The same command goes on: what the Hub has is not sent again.", markup=False)
-        return 128 + signal.SIGINT
-    for name in published.removed:
-        console.print(f"Removed there: {name}, weights of an earlier version.", soft_wrap=True)
-    done = "Published in one commit" if published.is_new else "The Hub has exactly these files already"
-    console.print(f"{done}: {published.url}", soft_wrap=True)
-    console.print(
-        f'Pinned: AutoModel.from_pretrained("{options.repo}", revision="{published.commit}", trust_remote_code=True)',
-        soft_wrap=True,
-    )
-    return 0
+        for name in published.removed:
+            console.print(f"Removed there: {name}, weights of an earlier version.", soft_wrap=True)
+        done = "Published in one commit" if published.is_new else "The Hub has exactly these files already"
+        console.print(f"{done}: {published.url}", soft_wrap=True)
+        console.print(
+            f'Pinned: AutoModel.from_pretrained("{options.repo}", revision="{published.commit}", '
+            "trust_remote_code=True)",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+    return guarded(work, lambda: "the same command goes on, and what the Hub has is not sent again")
 
 
 def _print_plan(console: Any, publication: Publication, with_card: bool) -> None:

@@ -183,7 +183,7 @@ def test_an_interrupt(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(publish, "check_loads", interrupted)
     assert main([str(folder), "user/long", "--yes"]) == 130
-    assert "Interrupted. The same command goes on" in capsys.readouterr().err
+    assert "Interrupted; the same command goes on" in capsys.readouterr().err
 
 
 class TestFreshProcess:

@@ -1,0 +1,1 @@
+"""The embedded world: rendered scenes with short and long captions. README.md describes it."""
