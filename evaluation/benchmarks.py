@@ -6,6 +6,7 @@ here, and nothing is left out without being counted in `notes`. docs/benchmarks.
 
 import csv
 import difflib
+import hashlib
 import io
 import itertools
 import json
@@ -478,16 +479,26 @@ def _source(source: str, root: Path | None, columns: Columns) -> Retrieval:
         raise BenchmarkError(f"{source} has no column {missing[0]!r} but {', '.join(rows.column_names)}.")
     if root is None:
         root = Path(source) if Path(source).is_dir() else Path(source).parent
-    # Rows of the same file are one image. Two candidates that are equal would tie, and a tie counts as a miss.
-    merged: dict[str, tuple[ImageFile, list[str]]] = {}
+    # Rows of one file, or that hold the same bytes, are one image: two equal candidates would tie, which is a miss.
+    merged: dict[str | bytes, tuple[ImageFile, list[str]]] = {}
     images = _row_images(rows, columns.image, source, root)
-    for image, row in zip(images, rows.select_columns(list(dict.fromkeys(columns.captions))), strict=True):
-        texts = merged.setdefault(image.name, (image, []))[1]
+    for (key, image), row in zip(images, rows.select_columns(list(dict.fromkeys(columns.captions))), strict=True):
+        texts = merged.setdefault(key, (image, []))[1]
         for column in columns.captions:
             texts += _texts(row[column], column, source)
     joined = len(rows) - len(merged)
-    notes = _counted([("rows with the image of an earlier row (one image, several captions)", joined)])
+    unnamed = len(_image_files(root) - {Path(key).resolve() for key in merged if isinstance(key, str)})
+    notes = _counted(
+        [
+            ("rows with the image of an earlier row (one image, several captions)", joined),
+            ("images in the folder that no row names, left out", unnamed if Path(source).is_dir() else 0),
+        ]
+    )
     return _retrieval(source, merged.values(), notes)
+
+
+def _image_files(folder: Path) -> set[Path]:
+    return {file.resolve() for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def _open_source(source: str, split: str | None) -> Any:
@@ -517,19 +528,22 @@ def _open_source(source: str, split: str | None) -> Any:
         else:
             rows = datasets.load_dataset(str(path) if path.is_dir() else source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise BenchmarkError(f"{source} cannot be read by `datasets`: {type(error).__name__}: {error}") from error
+        cause = error.__cause__ or error
+        raise BenchmarkError(f"{source} cannot be read by `datasets`: {type(cause).__name__}: {cause}") from error
     if isinstance(rows, datasets.DatasetDict):
         if split not in rows and (split is not None or len(rows) > 1):
             raise BenchmarkError(f"{source} has no split {split!r}: name one of {', '.join(map(str, rows))}.")
         rows = rows[split or next(iter(rows))]
+    elif split is not None:
+        raise BenchmarkError(f"{source} has no splits, so there is no {split!r} in it: leave it out.")
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
     return rows
 
 
-def _row_images(rows: Any, column: str, source: str, root: Path) -> Iterator[ImageFile]:
-    """The image of every row. Of a row that holds the image's bytes, nothing is read here."""
+def _row_images(rows: Any, column: str, source: str, root: Path) -> Iterator[tuple[str | bytes, ImageFile]]:
+    """The image of every row, and what tells it from others: its path, or the digest of the bytes in the row."""
     import pyarrow
     import pyarrow.compute
 
@@ -538,28 +552,29 @@ def _row_images(rows: Any, column: str, source: str, root: Path) -> Iterator[Ima
     for batch in rows.with_format("arrow").iter(1000):
         cells = batch[column]
         if pyarrow.types.is_struct(cells.type) and {"bytes", "path"} <= {field.name for field in cells.type}:
-            held = pyarrow.compute.is_valid(pyarrow.compute.struct_field(cells, "bytes")).to_pylist()
+            held = pyarrow.compute.struct_field(cells, "bytes")
             paths = pyarrow.compute.struct_field(cells, "path").to_pylist()
         elif pyarrow.types.is_string(cells.type) or pyarrow.types.is_large_string(cells.type):
-            held, paths = [False] * len(cells), cells.to_pylist()
+            held, paths = [None] * len(cells), cells.to_pylist()
         elif pyarrow.types.is_binary(cells.type) or pyarrow.types.is_large_binary(cells.type):
-            held, paths = pyarrow.compute.is_valid(cells).to_pylist(), [None] * len(cells)
+            held, paths = cells, [None] * len(cells)
         else:
             raise BenchmarkError(f"Column {column!r} of {source} must hold images or paths, found {cells.type}.")
-        for here, path in zip(held, paths, strict=True):
-            if here:
-                yield ImageFile(f"row {number} of {source}", partial(_read_cell, rows, number, column))
+        for content, path in zip(held, paths, strict=True):
+            if content is not None and content.is_valid:
+                digest = hashlib.sha256(content.as_buffer()).digest()
+                yield digest, ImageFile(f"row {number} of {source}", partial(_read_cell, rows, number, column))
             elif not path:
                 raise BenchmarkError(f"Row {number} of {source} has no image in column {column!r}.")
             elif "://" in path:
-                yield ImageFile(path, partial(_read_url, path))
+                yield path, ImageFile(path, partial(_read_url, path))
             elif not (root / path).is_file():
                 raise BenchmarkError(
                     f"There is no image {root / path}, which row {number} of {source} names. Relative paths begin in "
                     "--data, or beside the source."
                 )
             else:
-                yield _image(root / path)
+                yield str(root / path), _image(root / path)
             number += 1
 
 

@@ -1,8 +1,9 @@
 """Images and captions -> features, by any checkpoint: captions grouped by length, split over processes, kept on disk.
 
-Batches are formed of all rows in one way, whatever the number of processes and whatever is stored already, and then
-dealt out. Hence a row is computed in the same batch, and gets the same bits, with one process or with many, and in a
-run that was interrupted and taken up again.
+Batches are formed of all rows in one way, whatever the number of processes, and then dealt out whole. Hence a row is
+computed in the same batch, and gets the same bits, with one process or with many, and in a run that was interrupted
+and taken up again. Rows that were stored among other texts are left out of their batches: the last digit of the others
+can then differ, as between any two batches.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from rich.console import Console
 from rich.progress import Progress
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModel, AutoProcessor, CLIPModel
 
@@ -118,7 +120,7 @@ class Encoder:
         except ImportError as error:
             raise ImportError('Encoding needs accelerate: pip install "longclip-hf[evaluate]"') from error
         self.name = str(name)
-        asked = None if device is None else torch.device(device)
+        asked = _device(device)
         self.processes = PartialState(cpu=asked is not None and asked.type == "cpu")
         alone = self.processes.num_processes == 1
         self.device = asked if asked is not None and alone else self.processes.device
@@ -368,8 +370,24 @@ class _ImageBatches(Dataset[Loaded]):
         return decoded, dict(inputs), failed
 
 
+def _device(device: str | torch.device | None) -> torch.device | None:
+    """`device`, tried: an empty tensor is put on it.
+
+    Raises:
+        EncodingError: if there is none of that name.
+    """
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise EncodingError(f"There is no device {str(device)!r} here: {str(error).splitlines()[0]}") from error
+
+
 def _load(name: str, revision: str | None, trust_remote_code: bool, dtype: Any) -> tuple[Any, Any]:
     """The model and its processor."""
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise EncodingError(f"There is no dtype {dtype!r}: name one like float32, float16 or bfloat16.")
     folder = Path(name).expanduser()
     if folder.is_dir() and revision is not None:
         raise EncodingError(f"{name} is a folder, and revision {revision!r} is for Hub ids. Leave it out.")
@@ -377,7 +395,7 @@ def _load(name: str, revision: str | None, trust_remote_code: bool, dtype: Any) 
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
         model, info = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         raise EncodingError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
     for method in ("get_text_features", "get_image_features"):
         if not hasattr(model, method):

@@ -13,7 +13,7 @@ from typing import Any
 
 INSTALL = (
     "Install it without what it requires, of which nothing is used: pip install --no-deps open_clip_torch. "
-    "Or give both from files of yours: --class-names and --templates."
+    "Or give both from files of yours: --class_names and --templates."
 )
 
 
@@ -56,7 +56,7 @@ def _open_clip(name: str, count: int) -> Sequence[Any]:
         raise ImportError(
             f"Expected {count} {name} in open_clip_torch's {file}, found {len(values)}. "
             "Install another version, 2.20 or newer: pip install --no-deps --upgrade open_clip_torch. "
-            "Or give both from files of yours: --class-names and --templates."
+            "Or give both from files of yours: --class_names and --templates."
         )
     return values
 

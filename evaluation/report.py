@@ -31,13 +31,13 @@ MARKS = (KEEP, CLIP_LENGTH, LENGTH)
 DEFINITIONS = {
     "R@k": "the share of queries, in percent, whose right answer is among the k most similar by cosine. Image to text "
     "counts a hit when any caption of the image is among them; text to image asks for the caption's own image.",
-    "Rank": "the place of the best placed right answer; 1 is the best. In a difference, less is better.",
+    "Rank": "the place of the best placed right answer; 1 is the best.",
     "mAP": "over the places of all right answers of a query, the mean of the precision there; averaged over queries.",
     "Ties": "queries whose right answer is exactly as similar as a wrong one, which counts as ranked before it.",
     "Top-k": "the share of images whose class is among the k most similar. A class is the mean of its templates' "
     "normalised features.",
-    "Effective length": "every caption is cut to n tokens, the end of text kept; the smallest n from which all "
-    "further tokens together bring at most one point of R@1. ≥ where R@1 grows up to the last n.",
+    "Effective length": "every caption is cut to n tokens, the end of text kept; the smallest n from which "
+    "longer captions bring on average at most one point of R@1. ≥ where R@1 grows up to the last n.",
     "Captions cut": "captions with more tokens than the model reads, start and end of text included; it saw their "
     "beginnings only.",
     "Intervals": "in brackets, 95 %, by bootstrap. A difference is bold where its own (paired) interval excludes 0.",
@@ -100,17 +100,21 @@ class Plot:
     png: bytes
 
 
-def write_report(results: Results, folder: Path) -> None:
+def write_report(results: Results, folder: Path) -> list[str]:
     """Writes `report.md` and its plots, `effective_length.png`, `recall.png` and `lengths.png`, where there is data.
+
+    Returns:
+        The names of the files.
 
     Raises:
         ImportError: without matplotlib.
     """
-    images = ""
-    for plot in plots(results):
+    images, drawn = "", plots(results)
+    for plot in drawn:
         write_atomically(folder / plot.file, plot.png)
         images += f"\n![{plot.description}]({plot.file})\n"
     write_atomically(folder / "report.md", (markdown_table(results) + images).encode())
+    return ["report.md", *(plot.file for plot in drawn)]
 
 
 def markdown_table(results: Results) -> str:

@@ -2,7 +2,7 @@
 
     python evaluation/run.py MODEL [MODEL ...] --benchmark NAME [NAME ...] --data DIR
     python evaluation/run.py openai/clip-vit-base-patch16 long-clip tuned --benchmark urban1k --data downloads --html
-    python evaluation/run.py tuned --benchmark photos/metadata.jsonl --caption_column caption
+    python evaluation/run.py tuned --benchmark photos --caption_column title   # images beside a metadata.jsonl
     accelerate launch evaluation/run.py ...                      # encoding divided among processes, the same figures
 
 MODEL is a folder or a Hub id (ID@REVISION pins one) of any model that AutoModel loads and that has get_text_features
@@ -13,7 +13,10 @@ others are compared with.
 import argparse
 import os
 import platform
+import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from evaluation.benchmarks import Benchmark, Classification, Retrieval
     from evaluation.encoding import Encoder
     from evaluation.page import Miss
-    from evaluation.results import BenchmarkInfo, Difference, Direction, EffectiveLength, Model, Score
+    from evaluation.results import BenchmarkInfo, Direction, EffectiveLength, Results
     from evaluation.retrieval import Ranks
     from evaluation.scores import Bootstrap, Measured
 
@@ -37,6 +40,7 @@ It writes to --output:
   report.html        with --html: all of it in one page, and the hardest misses as pictures
   features/          what was encoded: an interrupted run goes on, another metric encodes nothing again
 """
+OUTPUTS = {"results.json", "report.md", "report.html", "effective_length.png", "recall.png", "lengths.png"}
 BAD_INPUT = 2  # exit code
 
 
@@ -58,13 +62,15 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that the benchmarks' files were unpacked in")
     parser.add_argument("--output", type=Path, default=Path("evaluation-results"), metavar="DIR", help="%(default)s")
     parser.add_argument("--html", action="store_true", help="write report.html too")
-    parser.add_argument("--misses", type=int, default=6, metavar="N", help="pictures of misses a model, %(default)s")
+    parser.add_argument(
+        "--misses", type=_positive, default=6, metavar="N", help="pictures of misses a model, %(default)s"
+    )
     parser.add_argument(
         "--no_effective_length", action="store_true", help="do not encode captions again at 10, 20, 30 ... tokens"
     )
     source = parser.add_argument_group("a source of your own")
-    source.add_argument("--image_column", default="image", metavar="NAME", help="%(default)s")
-    source.add_argument("--caption_column", nargs="+", default=["caption"], metavar="NAME", help="caption")
+    source.add_argument("--image_column", metavar="NAME", help="default: image")
+    source.add_argument("--caption_column", nargs="+", metavar="NAME", help="default: caption")
     source.add_argument("--split", metavar="NAME", help="where there are several")
     classes = parser.add_argument_group("classification")
     classes.add_argument("--class_names", type=Path, metavar="FILE", help="lines of class<TAB>name")
@@ -73,18 +79,21 @@ def main(args: list[str] | None = None) -> int:
     how.add_argument("--cache", type=Path, metavar="DIR", help="where features are kept; default: OUTPUT/features")
     how.add_argument("--device", help="default: an accelerator, if there is one")
     how.add_argument("--dtype", default="float32", help="of weights and computation, %(default)s")
-    how.add_argument("--batch_tokens", type=int, metavar="N", help="of a batch of texts; default: by the device")
-    how.add_argument("--batch_images", type=int, metavar="N", help="default: by the device")
+    how.add_argument("--batch_tokens", type=_positive, metavar="N", help="of a batch of texts; default: by the device")
+    how.add_argument("--batch_images", type=_positive, metavar="N", help="default: by the device")
     how.add_argument("--workers", type=int, metavar="N", help="processes that decode images; default: by the device")
-    how.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap, %(default)s")
+    how.add_argument("--resamples", type=_positive, default=1000, metavar="N", help="of the bootstrap, %(default)s")
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap, %(default)s")
     how.add_argument(
         "--trust_remote_code", action="store_true", help="run the code that comes with a checkpoint, as AutoModel does"
     )
     given = sys.argv[1:] if args is None else args
     options = parser.parse_args(given)
+    if threading.current_thread() is threading.main_thread() and "RANK" not in os.environ:
+        # So that a terminated command keeps what it has encoded, like an interrupted one.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        run(options, " ".join(["longclip-evaluate", *given]))
+        run(options, shlex.join(["longclip-evaluate", *given]))
     except (ValueError, OSError, ImportError) as error:
         if _is_first_process():
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -103,22 +112,25 @@ def run(options: Any, command: str) -> None:
         ValueError: for a benchmark, checkpoint, image or caption that cannot be evaluated.
         ImportError: naming the extra that is missing.
     """
+    from datetime import UTC, datetime
+
     import transformers
 
     from evaluation.benchmarks import BENCHMARKS, Columns, load_benchmark
     from evaluation.encoding import Encoder
     from evaluation.feature_store import FeatureStore
-    from evaluation.results import Difference, Model, Score
+    from evaluation.results import Difference, Model, Results, Score
     from evaluation.scores import Bootstrap, differences
 
     transformers.utils.logging.disable_progress_bar()
     bootstrap = Bootstrap(options.resamples, options.seed)
-    columns = Columns(options.image_column, tuple(options.caption_column), options.split)
+    columns = None
+    if options.image_column or options.caption_column or options.split:
+        columns = Columns(options.image_column or "image", options.caption_column or ("caption",), options.split)
+    if len({name.lower() for name in options.benchmark}) < len(options.benchmark):
+        raise ValueError(f"Name every benchmark once: {', '.join(options.benchmark)}.")
     names_and_templates = {"class_names": options.class_names, "templates": options.templates}
-    benchmarks = [
-        load_benchmark(name, options.data, None if name.lower() in BENCHMARKS else columns, **names_and_templates)
-        for name in options.benchmark
-    ]
+    benchmarks = [load_benchmark(name, options.data, columns, **names_and_templates) for name in options.benchmark]
     models: list[Model] = []
     infos: dict[str, BenchmarkInfo] = {}
     scores: list[Score] = []
@@ -151,34 +163,29 @@ def run(options: Any, command: str) -> None:
                 gained += differences(name, found.measured, models[0].name, first, benchmark.name, bootstrap)
             if options.html and encoder.processes.is_main_process:
                 misses += hardest_misses(name, benchmark, found, options.misses)
+        hardware = _hardware(encoder)
         del encoder
     if _is_first_process():
-        _write(options, command, models, list(infos.values()), scores, gained, misses)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        _write(
+            Results(now, command, _versions(), hardware, models, list(infos.values()), scores, gained), misses, options
+        )
 
 
-def _write(
-    options: Any,
-    command: str,
-    models: "list[Model]",
-    infos: "list[BenchmarkInfo]",
-    scores: "list[Score]",
-    gained: "list[Difference]",
-    misses: "list[Miss]",
-) -> None:
-    from datetime import UTC, datetime
-
+def _write(results: "Results", misses: "list[Miss]", options: Any) -> None:
     from evaluation.page import write_page
     from evaluation.report import markdown_table, write_report
-    from evaluation.results import Results, write_results
+    from evaluation.results import write_results
 
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    results = Results(now, command, _versions(), _hardware(), models, infos, scores, gained)
     write_results(results, options.output / "results.json")
-    write_report(results, options.output)
+    written = ["results.json", *write_report(results, options.output)]
     if options.html:
         write_page(results, misses, options.output / "report.html", options.misses)
+        written.append("report.html")
+    for name in sorted(OUTPUTS - set(written)):
+        (options.output / name).unlink(missing_ok=True)  # of an earlier run, which would not fit these results
     print(markdown_table(results))
-    print(f"Wrote {', '.join(sorted(str(file) for file in options.output.iterdir() if file.is_file()))}.")
+    print(f"Wrote {', '.join(str(options.output / name) for name in written)}.")
 
 
 # One model on one benchmark
@@ -229,7 +236,7 @@ def _retrieval(encoder: "Encoder", benchmark: "Retrieval", bootstrap: "Bootstrap
     texts = encoder.encode_texts(benchmark.captions)
     ranks: dict[Direction, Ranks] = retrieval_ranks(image_embeds, texts.embeds, image_of)
     curve = None
-    if lengths:
+    if lengths and len(benchmark.images) > 1:  # of one image there is no interval
         grid = default_lengths(encoder.positions)
         longest = min(int(texts.lengths.max()), encoder.positions)
         hits: dict[Direction, list[torch.Tensor]] = {"i2t": [], "t2i": []}
@@ -357,9 +364,16 @@ def display_names(models: Sequence[str]) -> list[str]:
     Raises:
         ValueError: for a model given twice.
     """
-    if twice := sorted({model for model in models if models.count(model) > 1}):
+    folders = [Path(model).expanduser() for model in models]
+    places = [
+        str(folder.resolve()) if folder.is_dir() else model for folder, model in zip(folders, models, strict=True)
+    ]
+    if twice := [model for model, place in zip(models, places, strict=True) if places.count(place) > 1]:
         raise ValueError(f"Given twice: {', '.join(twice)}. Name every model once.")
-    short = [Path(model).name if Path(model).expanduser().is_dir() else model for model in models]
+    short = [
+        Path(place).name if folder.is_dir() else model
+        for place, folder, model in zip(places, folders, models, strict=True)
+    ]
     return [model if short.count(name) > 1 else name for model, name in zip(models, short, strict=True)]
 
 
@@ -370,12 +384,22 @@ def _versions() -> dict[str, str]:
     return {**{package: version(package) for package in packages}, "python": platform.python_version()}
 
 
-def _hardware() -> str:
+def _hardware(encoder: "Encoder") -> str:
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+    name = f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+    if encoder.device.type == "cuda":
+        name = torch.cuda.get_device_name(encoder.device)
+    elif encoder.device.type != "cpu":
+        name = encoder.device.type
+    count = encoder.processes.num_processes
+    return name if count == 1 else f"{count} processes, each {name}"
+
+
+def _positive(word: str) -> int:
+    if int(word) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {word}")
+    return int(word)
 
 
 def _is_first_process() -> bool:

@@ -33,7 +33,10 @@ def mark_complete(folder: Path, counts: Mapping[str, Any]) -> None:
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
     mark = folder / f"{COMPLETE}.partial"
-    mark.write_text(json.dumps(counts), encoding="utf-8")
+    with mark.open("w", encoding="utf-8") as stream:
+        json.dump(counts, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
     mark.replace(folder / COMPLETE)
 
 

@@ -47,7 +47,7 @@ def test_the_real_package() -> None:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for ask in (imagenet.templates, lambda: imagenet.class_names(["n01440764"])):
-        with pytest.raises(ImportError, match=r"pip install --no-deps open_clip_torch\. .*--class-names and --templ"):
+        with pytest.raises(ImportError, match=r"pip install --no-deps open_clip_torch\. .*--class_names and --templ"):
             ask()
 
 

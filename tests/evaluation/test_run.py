@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from caption_files import imagefolder, make_rows, png
@@ -155,6 +156,12 @@ def test_equal_images_are_reported(longclip_folder: Path, tmp_path: Path) -> Non
         (["nowhere", "--benchmark", "{photos}"], "nowhere"),
         (["{model}", "{model}", "--benchmark", "{photos}"], "Given twice"),
         (["{model}", "--benchmark", "{photos}", "--caption_column", "title2"], "title2"),
+        (["{model}", "--benchmark", "{photos}", "{photos}"], "Name every benchmark once"),
+        (["{model}", "{model}/", "--benchmark", "{photos}"], "Given twice"),
+        (["{model}", "--benchmark", "urban1k", "--data", "x", "--caption_column", "c"], "no columns to choose"),
+        (["{model}", "--benchmark", "{photos}", "--split", "nope"], "nope"),
+        (["{model}", "--benchmark", "{photos}", "--dtype", "foo"], "There is no dtype 'foo'"),
+        (["{model}", "--benchmark", "{photos}", "--device", "foo"], "There is no device 'foo'"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -162,10 +169,47 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     words = [word.format(model=longclip_folder, photos=photos) for word in given]
-    assert run.main([*words, "--output", str(tmp_path / "out"), *QUICK]) == 2
+    assert run.main([*QUICK, *words, "--output", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_this_one(longclip_folder: Path, tmp_path: Path) -> None:
+    rows = make_rows(3)
+    (tmp_path / "photos").mkdir()
+    imagefolder(rows, tmp_path / "photos")
+    (tmp_path / "photos" / "unnamed.png").write_bytes(png(99))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    given = [longclip_folder, "--benchmark", tmp_path / "photos", "--output", tmp_path / "out", *QUICK]
+    assert run.main([str(word) for word in [*given, "--html"]]) == 0
+    assert run.main([str(word) for word in [*given, "--no_effective_length"]]) == 0
+    left = {file.name for file in (tmp_path / "out").iterdir() if file.is_file()}
+    assert left == {"mine.txt", "results.json", "report.md", "recall.png", "lengths.png"}
+    notes = read_results(tmp_path / "out" / "results.json").benchmarks[0].notes
+    assert "images in the folder that no row names, left out: 1" in notes, notes
+
+
+def test_one_image_has_no_curve(longclip_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    imagefolder(make_rows(1), tmp_path / "photos")
+    given = [longclip_folder, "--benchmark", tmp_path / "photos", "--output", tmp_path / "out", *QUICK]
+    assert run.main([str(word) for word in given]) == 0
+    (score,) = read_results(tmp_path / "out" / "results.json").scores
+    assert score.effective_length is None and score.metrics["t2i_r1"].value == 1
+
+
+def test_rows_with_the_same_bytes_are_one_image(tmp_path: Path) -> None:
+    rows = [row for row in make_rows(4) for _ in range(2)]
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    columns = {
+        "image": [{"bytes": row["bytes"], "path": None} for row in rows],
+        "caption": [f"{row['caption']} Once more {number}." for number, row in enumerate(rows)],
+    }
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "rows.parquet")
+    source: Any = load_benchmark(str(tmp_path / "rows.parquet"))
+    assert (len(source.images), len(source.captions), list(source.image_of)) == (4, 8, [0, 0, 1, 1, 2, 2, 3, 3])
 
 
 def test_names_and_revisions(tmp_path: Path) -> None:
