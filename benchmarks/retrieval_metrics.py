@@ -14,8 +14,8 @@ given for comparison.
 
 With --faiss N: N pairs searched among each other, one caption per image, text to image. It is the way to a million by
 a million on a CPU (`pip install "longclip-hf[faiss]"`); on a GPU `retrieval_ranks` itself gets there. An inverted file
-compares a query only with candidates of the nearest clusters, so its recall is approximate; the exact one is given
-beside it. These features are clustered, as a trained model's are: noise alone has no neighbourhoods.
+compares a query only with candidates of the nearest clusters, so its recall is approximate; the exact one of 10,000
+queries is given beside it. These features are clustered, as a trained model's are: noise alone has no neighbourhoods.
 """
 
 import argparse
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 DIM, CAPTIONS, K = 768, 5, 10
+CHECKED = 10_000  # queries whose exact recall stands beside faiss's
 LARGEST_MATRIX = 4e9
 Features = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 
@@ -138,7 +139,7 @@ def run_faiss(rows: int, threads: int) -> dict[str, float]:
     recall = (found == right[:, None]).any(dim=1).double().mean().item()
     peak = peak_bytes() - start
     del index
-    exact = ranks_among(texts, images, right).recall(K)
+    exact = ranks_among(texts[:CHECKED], images, right[:CHECKED]).recall(K)
     return {
         "lists": lists, "probed": probed, "build_seconds": built - began,
         "search_seconds": searched - built, "peak": peak, "recall": recall,
@@ -180,7 +181,10 @@ def main() -> None:
     if options.faiss:
         figures = fresh(f"run_faiss({options.faiss}, {options.threads})", options.threads)
         rows.append({"pairs": options.faiss, **figures})
-        print("| pairs | clusters, searched | build s | search s | peak MB above torch | R@10 | exact R@10 | ours s |")
+        print(
+            "| pairs | clusters, searched | build s | search s | peak MB above torch | R@10 | exact R@10 of 10,000 | "
+            "ours s |"
+        )
         print("|---|---|---|---|---|---|---|---|")
         print(
             f"| {options.faiss:,} | {figures['lists']}, {figures['probed']} | {figures['build_seconds']:.1f} | "
