@@ -97,7 +97,7 @@ def test_what_is_counted(results: Results, clip_folder: Path) -> None:
     assert {d.metric for d in results.differences} >= {"i2t_r1", "t2i_r10", "t2i_map"}
     for difference in results.differences:
         apart = long.metrics[difference.metric].value - stock.metrics[difference.metric].value
-        assert difference.value.value == pytest.approx(apart, abs=1e-6)
+        assert difference.value.value == pytest.approx(apart, abs=2e-6)  # of figures with six digits
 
 
 def test_what_is_written(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
