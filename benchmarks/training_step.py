@@ -319,6 +319,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     reference: dict[str, torch.Tensor] = {}
     reference_loss = math.nan
     for name, (module, step, operations) in steps.items():
+        began = time.perf_counter()
         try:
             loss, peak = with_peak_memory(step, device)
         except torch.OutOfMemoryError:
@@ -327,6 +328,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             continue
         found = gradients(module)
         variants[name] = {"loss": loss.item(), "peak_bytes": peak, "operations": operations, "seconds": []}
+        if not options.repeats:  # one step is all that there is time for
+            variants[name]["seconds"].append(time.perf_counter() - began)
         if name == "ours":
             reference, reference_loss = {key: value.clone() for key, value in found.items()}, loss.item()
         elif reference:
@@ -369,7 +372,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="bf16: under autocast")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="0: only the first round, where one takes minutes")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--cache_chunk_size", type=int, help="of the variant cached; default: a quarter of the batch")
     parser.add_argument("--original", type=Path, metavar="PATH", help="a checkout of github beichenzbc/Long-CLIP")

@@ -22,8 +22,10 @@ def run_python(
 
     `cwd` is a folder outside the checkout by default, so that the child has only what is installed.
     """
+    # peft asks transformers 5 by the old name.
+    renamed = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
     done = subprocess.run(
-        [str(python), "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code],
+        [str(python), "-W", "error", "-W", "ignore::DeprecationWarning", "-W", renamed, "-c", code],
         capture_output=True, text=True, cwd=cwd or "/", env={**os.environ, **(env or {})}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -14,8 +14,10 @@ from modeling_longclip.compat import SUPPORTED_TRANSFORMERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", README + EVALUATION, flags=re.DOTALL)
+DOCUMENTS = README + "".join(
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("evaluation.md", "ecosystem.md")
+)
+SNIPPETS = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", DOCUMENTS, flags=re.DOTALL)
 LOADERS = re.findall(r"^\| `([^`]+\bDIR\b[^`]*)` \| `(\w+)` \|$", README, flags=re.MULTILINE)
 
 
@@ -29,7 +31,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_python_snippet_has_its_printed_result() -> None:
-    assert len(SNIPPETS) == (README + EVALUATION).count("```python") >= 3
+    assert len(SNIPPETS) == DOCUMENTS.count("```python") >= 7
 
 
 @pytest.mark.parametrize(("code", "printed"), SNIPPETS)
