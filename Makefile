@@ -22,7 +22,8 @@ test-quick: $(VENV)/.ready
 
 # transformers' own common model tests against our classes: none that stock CLIP passes may fail.
 test-upstream: $(VENV)/.ready
-	$(BIN)/tox run -e upstream4,upstream5
+	$(BIN)/tox exec -e tf4 -- python tests/upstream/run.py
+	$(BIN)/tox exec -e tf5 -- python tests/upstream/run.py
 
 lint: $(VENV)/.ready
 	$(BIN)/tox run -e lint

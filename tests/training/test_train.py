@@ -462,7 +462,7 @@ TWO = words("--components_scope global --max_steps 4 --save_strategy no --loggin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "chunk"), [("ddp", 0), ("fsdp2", 0), ("fsdp2", 3)])
+@pytest.mark.parametrize(("kind", "chunk"), [("ddp", 0), ("fsdp2", 3)])
 def test_two_processes_equal_one_with_twice_the_batch(
     kind: str, chunk: int, command: Callable[..., subprocess.CompletedProcess[str]], bad_photos: Path,
     longclip_folder: Path, tmp_path: Path,
