@@ -248,7 +248,8 @@ def run(settings: Settings) -> dict[str, float]:
     if heldout_rows is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        # Not into all_results.json too: the Trainer reads it first, and a kill can have left it empty.
+        trainer.save_metrics("eval", metrics, combined=False)
     trainer.save_model(training.output_dir)
     trainer.report()
     return metrics
