@@ -178,6 +178,7 @@ def run(settings: Settings) -> dict[str, float]:
     Raises:
         ValueError: for settings that do not fit each other, the model or the data.
     """
+    import torch
     from transformers import AutoProcessor, TrainerCallback, set_seed
 
     from modeling_longclip import LongCLIPModel
@@ -197,11 +198,13 @@ def run(settings: Settings) -> dict[str, float]:
 
     training = settings.training
     set_seed(training.seed)
-    options = {"revision": settings.model.revision}
+    options: dict[str, Any] = {"revision": settings.model.revision}
     try:
         processor = AutoProcessor.from_pretrained(settings.model.model, **options)
-        attention = settings.model.attn_implementation
-        model = LongCLIPModel.from_pretrained(settings.model.model, attn_implementation=attention, **options)
+        # In float32 whatever the file holds, which transformers 5 would follow: --bf16 and --fp16 compute in less, and
+        # the optimiser's steps are too small for weights of 16 bits.
+        options |= {"attn_implementation": settings.model.attn_implementation, "dtype": torch.float32}
+        model = LongCLIPModel.from_pretrained(settings.model.model, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {settings.model.model} does not load: {error}") from error
     positions = model.config.text_config.max_position_embeddings

@@ -21,8 +21,9 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, TrainingArguments
+from transformers import AutoModel, AutoProcessor, TrainingArguments
 
+from modeling_longclip import LongCLIPModel
 from training.arguments import DataArguments, LongCLIPTrainingArguments, ModelArguments
 from training.train import RECIPES, SHOWN, main, one_line, parse, recipe_names
 
@@ -316,6 +317,22 @@ def test_end_to_end(
     said = [line for line in strict.stderr.splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and "Traceback" not in strict.stderr
     assert ("Row 10 " in said[0] and "010.png" in said[0]) or ("Row 20 " in said[0] and "caption" in said[0])
+
+
+def test_weights_of_16_bits_are_trained_in_float32(photos: Path, longclip_folder: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    LongCLIPModel.from_pretrained(longclip_folder).half().save_pretrained(half)
+    AutoProcessor.from_pretrained(longclip_folder).save_pretrained(half)
+    assert parsed_dtype(half) == "float16"
+    sizes = words("--per_device_train_batch_size 8 --max_steps 1")
+    given = ["--model", str(half), *table(photos), *QUIET, *sizes, "--output_dir", str(tmp_path / "out")]
+    assert main(given) == 0
+    assert {weight.dtype for weight in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
+
+
+def parsed_dtype(folder: Path) -> Any:
+    config = json.loads((folder / "config.json").read_text())
+    return config.get("dtype", config.get("torch_dtype"))
 
 
 def heed_interrupts() -> None:
