@@ -129,8 +129,14 @@ def run(options: Any, command: str) -> None:
         columns = Columns(options.image_column or "image", options.caption_column or ("caption",), options.split)
     if len({name.lower() for name in options.benchmark}) < len(options.benchmark):
         raise ValueError(f"Name every benchmark once: {', '.join(options.benchmark)}.")
+    # Of the classifications; where there is none, retrieval refuses them.
     names_and_templates = {"class_names": options.class_names, "templates": options.templates}
-    benchmarks = [load_benchmark(name, options.data, columns, **names_and_templates) for name in options.benchmark]
+    known = {name: BENCHMARKS.get(name.lower()) for name in options.benchmark}
+    whose = {name for name, entry in known.items() if entry and entry.kind == "classification"} or known.keys()
+    benchmarks = [
+        load_benchmark(name, options.data, columns, **(names_and_templates if name in whose else {}))
+        for name in options.benchmark
+    ]
     models: list[Model] = []
     infos: dict[str, BenchmarkInfo] = {}
     scores: list[Score] = []

@@ -120,14 +120,15 @@ def test_a_second_run_encodes_nothing(
     assert [score.metrics for score in again.scores] == [score.metrics for score in results.scores]
 
 
-def test_zero_shot_classification(longclip_folder: Path, tmp_path: Path) -> None:
+def test_zero_shot_classification(photos: Path, longclip_folder: Path, tmp_path: Path) -> None:
     for name in ("red", "blue"):
         (tmp_path / "shapes" / name).mkdir(parents=True)
         for number in range(3):
             (tmp_path / "shapes" / name / f"{number}.png").write_bytes(png(number + 10 * (name == "red")))
     (tmp_path / "templates.txt").write_text("a photo of a {}.\na drawing of a {}.\n")
-    given = [longclip_folder, "--benchmark", "imagefolder", "--data", tmp_path / "shapes", "--html"]
-    given += ["--templates", tmp_path / "templates.txt", "--output", tmp_path / "out", *QUICK]
+    # The templates are the classification's, and nothing to the retrieval beside it.
+    given = [longclip_folder, "--benchmark", "imagefolder", photos, "--data", tmp_path / "shapes", "--html"]
+    given += ["--no_effective_length", "--templates", tmp_path / "templates.txt", "--output", tmp_path / "out", *QUICK]
     assert run.main([str(word) for word in given]) == 0
     results = read_results(tmp_path / "out" / "results.json")
     assert results.benchmarks[0].classes == 2 and results.benchmarks[0].images == 6
@@ -160,6 +161,7 @@ def test_equal_images_are_reported(longclip_folder: Path, tmp_path: Path) -> Non
         (["{model}", "{model}/", "--benchmark", "{photos}"], "Given twice"),
         (["{model}", "--benchmark", "urban1k", "--data", "x", "--caption_column", "c"], "no columns to choose"),
         (["{model}", "--benchmark", "{photos}", "--split", "nope"], "nope"),
+        (["{model}", "--benchmark", "{photos}", "--templates", "t.txt"], "mean nothing to it"),
         (["{model}", "--benchmark", "{photos}", "--dtype", "foo"], "There is no dtype 'foo'"),
         (["{model}", "--benchmark", "{photos}", "--device", "foo"], "There is no device 'foo'"),
     ],
