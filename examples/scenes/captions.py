@@ -84,8 +84,11 @@ TAILS = (
     ", and nothing else is drawn over it",
 )
 
-MAIN_SHARE, LIST_SHARE = 0.4, 0.5  # of the captions for pre-training; the rest is one sentence of a long caption
+# What a caption for pre-training is, of 20. Were more of them the main object's, no detail would be learned: the main
+# object alone tells the pictures of a batch apart.
+PRETRAINING_KINDS = ("main",) * 5 + ("list",) * 11 + ("detail",) * 2 + ("main and detail",) * 2
 LISTED_DETAILS = 3
+SAID_OF_LISTED = 0.25  # how often a list names a size, a texture, and all its places
 
 
 def main_sentence(scene: Scene, draws: Draws) -> str:
@@ -105,29 +108,32 @@ def long_caption(scene: Scene, draws: Draws) -> str:
 
 
 def pretraining_caption(scene: Scene, draws: Draws) -> str:
-    """A short caption of one of three kinds.
+    """A short caption of one of `PRETRAINING_KINDS`.
 
-    The main object; or three details and not the main object, without which details are never learned, as the main
-    object already tells the pictures of a batch apart; or one detail in the words of long captions, so that none is
-    new to who was pre-trained.
+    The main object; three details and not the main object; one detail in the words of long captions, so that none is
+    new to who was pre-trained; or the main object and one detail, which is as long as short captions get.
     """
-    if draws.chance(MAIN_SHARE):
-        if draws.chance(0.5):
-            return main_sentence(scene, draws)
-        return _sentence(draws.one_of(TEMPLATES).format(CLASS_NAMES[scene.label]))
+    kind = draws.one_of(PRETRAINING_KINDS)
     details = draws.shuffled(scene.details)
-    if draws.chance(LIST_SHARE / (1 - MAIN_SHARE)):
+    if kind == "list":
         return _list_of_details(details[:LISTED_DETAILS], draws)
-    return _detail_sentence(scene, details[0], details[1:], draws)
+    sentence = _detail_sentence(scene, details[0], details[1:], draws)
+    if kind == "detail":
+        return sentence
+    if kind == "main and detail":
+        return f"{main_sentence(scene, draws)} {sentence}"
+    if draws.chance(0.5):
+        return main_sentence(scene, draws)
+    return _sentence(draws.one_of(TEMPLATES).format(CLASS_NAMES[scene.label]))
 
 
 def _list_of_details(details: list[Detail], draws: Draws) -> str:
     """Of each detail its colour and shape; size, texture and place are named now and then, place of all or none."""
-    with_places = draws.chance(0.5)
+    with_places = draws.chance(SAID_OF_LISTED)
     named = []
     for detail in details:
-        texture = f"{detail.texture} " if draws.chance(0.5) else ""
-        size = f"{detail.size} " if draws.chance(0.5) else ""
+        texture = f"{detail.texture} " if draws.chance(SAID_OF_LISTED) else ""
+        size = f"{detail.size} " if draws.chance(SAID_OF_LISTED) else ""
         place = f" {PLACE_NAMES[detail.place]}" if with_places else ""
         named.append(f"a {size}{texture}{detail.colour} {detail.shape}{place}")
     return _sentence(f"{', '.join(named[:-1])} and {named[-1]}.")

@@ -15,7 +15,7 @@ from examples.scenes.dataset import example
 from examples.scenes.tokenizer import BOS, EOT, train_merges, write_processor
 from examples.scenes.world import IMAGE_SIZE
 
-FILES_HASH = "d1ad2000b46c8186"
+FILES_HASH = "eee4700750838940"
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_sentences_have_about_20_tokens(tokenizer: CLIPTokenizerFast) -> None:
 def test_captions_for_pretraining_are_mostly_under_20_tokens(tokenizer: CLIPTokenizerFast) -> None:
     lengths = [len(ids) for ids in tokenizer(captions("pretrain", 600)).input_ids]
     assert sum(length < 20 for length in lengths) / len(lengths) > 0.6
-    assert max(lengths) <= 31
+    assert max(lengths) <= 46
     words = set(" ".join(captions("pretrain", 600)).lower().replace(".", "").replace(",", "").split())
     assert set(" ".join(captions("train", 200)).lower().replace(".", "").replace(",", "").split()) <= words
 
