@@ -6,10 +6,14 @@ export TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-quick test-upstream lint benchmark clean
+.PHONY: demo ablation test test-quick test-upstream lint benchmark clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m examples.demo --output demo-output
+
+# The paper's tables 4 and 5 and sweeps in the embedded world: 45 runs, hours on two cores. ONLY=tables: 21 of them.
+ablation: $(VENV)/.ready
+	$(BIN)/python -m examples.scenes.ablation --output ablation-output $(if $(ONLY),--only $(ONLY))
 
 # The whole suite on both supported majors of transformers, each in its own environment, then the linters.
 test: $(VENV)/.ready
@@ -39,4 +43,4 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .tox .upstream demo-output build dist *.egg-info
+	rm -rf $(VENV) .tox .upstream demo-output ablation-output build dist *.egg-info

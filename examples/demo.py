@@ -1,142 +1,233 @@
-"""The main job, offline: make a CLIP of ViT-B/16's size, stretch it, load it both ways, embed photos and captions.
+"""The main job, offline: stretch a CLIP, fine-tune it on long captions, measure what that gave, and search with it.
 
-    python -m examples.demo [--output demo-output] [--size ViT-B/16]
+    python -m examples.demo [--output demo-output]
 
-The weights are random, so that nothing is downloaded: lengths, truncation, parity and timings are real, similarities
-are not. With a connection the same two steps are
-
-    python conversion/stretch.py openai/clip-vit-base-patch16 --output long-clip
-    AutoModel.from_pretrained("long-clip", trust_remote_code=True)
+The CLIP is the small one of examples/scenes, pre-trained on short captions of that world. Every step is a command that
+works on real checkpoints too; it is shown before it runs, and at the end for openai/clip-vit-base-patch16.
+A demo that was interrupted goes on when the same command is given again.
 """
 
 import argparse
-import shutil
+import hashlib
+import json
+import shlex
 import sys
+import textwrap
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from examples.random_clip import SENTENCES, SIZES, write_checkpoint
+from examples.scenes import CLIP, RECIPE
 
-WANTED_LENGTHS = (10, 40, 77, 120, 248, 400)  # tokens, BOS and EOT included
-PHOTO_SIZES = ((1600, 1200), (1200, 1600), (1920, 1080), (1024, 1024))  # pixels
+if TYPE_CHECKING:
+    from evaluation.results import Results
+
+REPO = "YOU/longclip-scenes"  # the card's title
+TESTS = ("short", "long", "hard")
+SHOWN_PICTURES = 6
+REAL_USE = """\
+python conversion/stretch.py openai/clip-vit-base-patch16 --output long-clip
+python training/train.py --recipe released --model long-clip --output_dir tuned \\
+    --data share-captioner_coco_lcs_sam_1246k_1107.json --data_format sharegpt4v --image_root ShareGPT4V/data
+python evaluation/run.py openai/clip-vit-base-patch16 long-clip tuned --data downloads --html \\
+    --benchmark coco-5k flickr30k-1k urban1k imagenet
+python conversion/publish.py tuned YOU/longclip-b16 --results evaluation-results/results.json\
+"""
 
 
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder of both checkpoints")
-    parser.add_argument("--size", choices=SIZES, default="ViT-B/16")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="%(default)s")
+    parser.add_argument("--steps", type=int, metavar="N", help="of fine-tuning; default: the recipe's")
+    parser.add_argument("--rows", type=int, default=13_000, metavar="N", help="to fine-tune on, %(default)s")
+    parser.add_argument(
+        "--test_rows", type=int, default=500, metavar="N", help="long and hard scenes, %(default)s each"
+    )
+    parser.add_argument("--query", type=int, default=0, metavar="N", help="which hard scene to search for")
     options = parser.parse_args(args)
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on.", file=sys.stderr)
+        return 130
 
-    import torch
+
+def run(options: argparse.Namespace) -> int:
+    """Every step in turn. Returns the exit code of the first that fails, or 0."""
+    began = time.perf_counter()
+    output: Path = options.output
+    data, tuned, evaluation = output / "scenes", output / "longclip", output / "evaluation"
+    settings = {name: getattr(options, name) for name in ("steps", "rows", "test_rows")}
+    if problem := _other_settings(output, settings | {"start": _digest(RECIPE, CLIP / "model.safetensors")}):
+        print(problem, file=sys.stderr)
+        return 2
     from rich.console import Console
-    from rich.table import Table
-    from transformers import AutoModel, AutoProcessor, CLIPModel
     from transformers.utils import logging
 
-    from conversion.stretch import main as stretch
-    from modeling_longclip.compat import features
-
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    console = Console()
-    seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(what: str) -> Iterator[None]:
-        began = time.perf_counter()
-        with console.status(f"{what} ..."):
-            yield
-        seconds[what] = time.perf_counter() - began
-
-    clip, longclip = options.output / "clip", options.output / "longclip"
-    shutil.rmtree(clip, ignore_errors=True)
-    with timed(f"make a random CLIP {options.size}"):
-        write_checkpoint(clip, options.size)
-    command = [str(clip), "--output", str(longclip), "--overwrite"]
-    console.print(f"[bold]$ python conversion/stretch.py {' '.join(command)}[/]", highlight=False)
-    began = time.perf_counter()
-    if code := stretch(command):
+    console = Console(highlight=False)
+    counts = {"train": options.rows, "long": options.test_rows, "hard": options.test_rows}
+    for split in ("train", *TESTS, "classes"):
+        if not (data / split).exists():
+            count = counts.get(split)
+            words = ["--split", split, "--output", str(data / split), *(["--count", str(count)] if count else [])]
+            if code := _step(console, "examples.scenes.write", words):
+                return code
+    if not (output / "stretched").exists():
+        words = [str(CLIP), "--output", str(output / "stretched"), "--dtype", "float32"]
+        if code := _step(console, "conversion.stretch", words):
+            return code
+    training = ["--recipe", str(RECIPE), "--model", str(output / "stretched"), "--data", str(data / "train")]
+    training += ["--output_dir", str(tuned), *(["--max_steps", str(options.steps)] if options.steps else [])]
+    if code := _step(console, "training.train", training):
         return code
-    seconds["stretch it"] = time.perf_counter() - began
-
-    with timed("load it with its own code (AutoModel, trust_remote_code=True)"):
-        model = AutoModel.from_pretrained(longclip, trust_remote_code=True).eval()
-    with timed("load it with stock code (CLIPModel)"):
-        stock = CLIPModel.from_pretrained(longclip).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        processor = AutoProcessor.from_pretrained(longclip)
-    tokenizer = processor.tokenizer
-
-    captions = [caption_of(tokenizer, length) for length in WANTED_LENGTHS]
-    lengths = [len(ids) for ids in tokenizer(captions, verbose=False).input_ids]
-    limit = tokenizer.model_max_length
-    table = Table("caption", "tokens", "lost at 77", f"lost at {limit}", title="Captions", title_justify="left")
-    for caption, length in zip(captions, lengths, strict=True):
-        lost = [f"{max(0, length - kept)} ({max(0, length - kept) / length:.0%})" for kept in (77, limit)]
-        table.add_row(f"{caption[:26]} ...", str(length), *lost)
-    console.print(table)
-    cut = sum(length > limit for length in lengths)
-    console.print(
-        f"{sum(length > 77 for length in lengths)} of {len(captions)} captions are longer than 77 tokens. Truncation "
-        f"to {limit} was asked for (truncation=True): {cut} caption was cut, its EOT kept.",
-        highlight=False,
-    )
-
-    images = photos()
-    with timed(f"prepare {len(images)} photos and {len(captions)} captions"):
-        inputs = processor(text=captions, images=images, padding=True, truncation=True, return_tensors="pt")
-    text = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-    with torch.inference_mode():
-        with timed(f"embed {len(images)} photos"):
-            image_embeds = features(model.get_image_features(pixel_values=inputs["pixel_values"]))
-        with timed(f"embed {len(captions)} captions, {text['input_ids'].shape[1]} tokens each"):
-            text_embeds = features(model.get_text_features(**text))
-        difference = (text_embeds - features(stock.get_text_features(**text))).abs().max().item()
-        similarity = model(**inputs).logits_per_image
-    console.print(
-        f"{type(model).__name__} and {type(stock).__name__} agree: largest difference {difference:.1f}. "
-        f"image_embeds {tuple(image_embeds.shape)}, text_embeds {tuple(text_embeds.shape)}, "
-        f"logits_per_image {tuple(similarity.shape)}.",
-        highlight=False,
-    )
-
-    timings = Table("step", "seconds", title="Timings", title_justify="left")
-    for what, value in seconds.items():
-        timings.add_row(what, f"{value:.2f}")
-    console.print(timings)
-    console.print(f"Wrote {clip}, {longclip}.", highlight=False)
+    words = [str(CLIP), str(output / "stretched"), str(tuned), "--output", str(evaluation), "--html"]
+    words += ["--benchmark", *(str(data / split) for split in TESTS), "imagefolder"]
+    words += ["--data", str(data / "classes"), "--templates", str(data / "classes" / "templates.txt")]
+    if code := _step(console, "evaluation.run", words, quiet=True):
+        return code
+    _write_card(tuned, evaluation / "results.json", training)
+    console.print()
+    ranks = search(tuned, data / "hard", options.query, output / "ranking.png")
+    conclude(console, evaluation / "results.json", ranks, time.perf_counter() - began)
+    written = {
+        "the fine-tuned model and its card": tuned,
+        "the report": evaluation / "report.html",
+        "the figures": evaluation / "results.json",
+        "the training's curves": tuned / "curves.png",
+        "the search": output / "ranking.png",
+    }
+    for what, path in written.items():
+        console.print(f"  {what:<36}{path}", soft_wrap=True)
+    console.print(f"\nThe same on real data:\n\n{textwrap.indent(REAL_USE, '  ')}", soft_wrap=True)
     return 0
 
 
-def caption_of(tokenizer: Any, length: int) -> str:
-    """A caption of about `length` tokens, made of whole words."""
-    words = " and then ".join(SENTENCES * 4).split()
-    low, high = 1, len(words)
-    while low < high:  # the most words that fit
-        middle = (low + high + 1) // 2
-        fits = len(tokenizer(" ".join(words[:middle]), verbose=False).input_ids) <= length
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return " ".join(words[:low])
+def _digest(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def photos() -> list[Any]:
-    """Images of the sizes that cameras make: colour gradients with noise, the same in every run."""
-    import numpy as np
+def _other_settings(output: Path, settings: dict[str, Any]) -> str | None:
+    """What is wrong if `output` was made with other settings: nothing in it would fit."""
+    file = output / "settings.json"
+    if file.is_file() and (found := json.loads(file.read_text(encoding="utf-8"))) != settings:
+        return f"error: {output} was made with {found}, not with {settings}: remove it or name another --output."
+    output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    return None
+
+
+def _step(console: Any, module: str, words: list[str], quiet: bool = False) -> int:
+    """Shows a command and runs it, in this process, which has imported torch already.
+
+    Args:
+        quiet: without what it prints, which is in its files.
+    """
+    import contextlib
+    import importlib
+    import io
+
+    command = f"python -m {module}" if module.startswith("examples") else f"python {module.replace('.', '/')}.py"
+    console.print(f"\n[bold]$ {command} {shlex.join(words)}[/]", soft_wrap=True)
+    main: Callable[[list[str]], int] = importlib.import_module(module).main
+    with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
+        return main(words)
+
+
+def _write_card(folder: Path, results: Path, training: list[str]) -> None:
+    """The model's card with what was measured, as `conversion/publish.py` would send it."""
+    from conversion.publish import prepare, write_card
+
+    made_with = shlex.join(["python", "training/train.py", *training])
+    write_card(prepare(folder, REPO, results=[results], made_with=made_with, license="apache-2.0", overwrite=True))
+
+
+def search(tuned: Path, hard: Path, query: int, picture: Path) -> dict[str, int]:
+    """Searches the hard scenes for a long caption with the original and the fine-tuned model, and draws what is found.
+
+    Returns:
+        The place of the right picture in either ranking, from 1.
+    """
+    import torch
     from PIL import Image
+    from transformers import AutoModel, AutoProcessor, CLIPModel
 
-    random = np.random.default_rng(0)
-    images = []
-    for width, height in PHOTO_SIZES:
-        ramp = np.linspace(0, 160, width)[None, :, None] * random.random((1, 1, 3))
-        ramp = ramp + np.linspace(0, 60, height)[:, None, None]
-        noise = random.integers(0, 32, (height, width, 3))
-        images.append(Image.fromarray((ramp + noise).clip(0, 255).astype(np.uint8)))
-    return images
+    rows = [json.loads(line) for line in (hard / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    images = [Image.open(hard / row["file_name"]).convert("RGB") for row in rows]
+    caption = rows[query]["caption"]
+    models = {
+        "the original, 77 tokens": (CLIPModel.from_pretrained(CLIP, dtype=torch.float32), CLIP),
+        "fine-tuned, 248 tokens": (AutoModel.from_pretrained(tuned, trust_remote_code=True), tuned),
+    }
+    orders: dict[str, list[int]] = {}
+    for name, (model, folder) in models.items():
+        processor = AutoProcessor.from_pretrained(folder)
+        inputs = processor(text=[caption], images=images, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            similarity: torch.Tensor = model.eval()(**inputs).logits_per_text[0]
+        orders[name] = similarity.argsort(descending=True).tolist()
+    draw_ranking(caption, query, images, orders, picture)
+    return {name: order.index(query) + 1 for name, order in orders.items()}
+
+
+def draw_ranking(caption: str, query: int, images: list[Any], orders: dict[str, list[int]], picture: Path) -> None:
+    """A row of the best pictures for each model, the right one framed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.25 * SHOWN_PICTURES, 4.4), layout="constrained", dpi=200)
+    figure.suptitle("\n".join(textwrap.wrap(f"“{caption}”", 118)), fontsize=6.5, x=0.01, ha="left", style="italic")
+    grid = figure.subplots(len(orders), SHOWN_PICTURES, squeeze=False)
+    for axes_of_row, (name, order) in zip(grid, orders.items(), strict=True):
+        for place, (axes, index) in enumerate(zip(axes_of_row, order, strict=False), start=1):
+            axes.imshow(images[index], interpolation="nearest")
+            axes.set(xticks=[], yticks=[], xlabel=f"{place}{' right' if index == query else ''}")
+            axes.xaxis.label.set_size(7)
+            for spine in axes.spines.values():
+                spine.set(visible=index == query, edgecolor="#009E73", linewidth=4)
+        found = order.index(query) + 1
+        axes_of_row[0].set_title(
+            f"{name}: the right picture is number {found} of {len(order)}", loc="left", fontsize=8
+        )
+    figure.savefig(picture)
+
+
+def conclude(console: Any, results: Path, ranks: dict[str, int], seconds: float) -> None:
+    """The one table: what the original, the stretched and the fine-tuned model can do."""
+    from rich.table import Table
+
+    from evaluation.results import read_results
+
+    found = read_results(results)
+    names = ("original", "stretched", "fine-tuned")
+    table = Table("", *names, title="What it gave (percent with 95 % intervals; tokens)", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for label, cells in figures(found).items():
+        table.add_row(label, *cells)
+    console.print(table)
+    for name, rank in ranks.items():
+        console.print(f"A search for one long caption among hard scenes, {name}: the right one is number {rank}.")
+    console.print(f"\n{seconds / 60:.1f} minutes. Written:")
+
+
+def figures(results: "Results") -> dict[str, list[str]]:
+    """Row -> a cell for each model."""
+    scores = {(score.benchmark, score.model): score for score in results.scores}
+    rows: dict[str, list[str]] = {}
+    for info in results.benchmarks:
+        of_models, name = [scores[info.name, model.name] for model in results.models], Path(info.name).name
+        shown = {"i2t_r1": f"{name}: image to text R@1", "t2i_r1": f"{name}: text to image R@1"}
+        if info.kind == "classification":
+            shown = {"top1": "zero-shot top-1"}
+        for metric, label in shown.items():
+            values = [score.metrics[metric] for score in of_models]
+            rows[label] = [f"{100 * v.value:.1f} ({100 * v.low:.0f}–{100 * v.high:.0f})" for v in values]
+        curves = [score.effective_length for score in of_models]
+        if name != "short" and all(curves):
+            lengths = [curve.effective["t2i"] for curve in curves if curve is not None]
+            rows[f"{name}: effective length"] = [f"{v.value:.0f} ({v.low:.0f}–{v.high:.0f})" for v in lengths]
+    return rows
 
 
 if __name__ == "__main__":
