@@ -105,7 +105,6 @@ CLAIMS = (
     ("Direct fine-tuning loses short-text ability", "zero-shot", ORIGINAL, DIRECT),
     ("", "short T2I", ORIGINAL, DIRECT),
     ("Stretching keeps more of it than interpolating all rows", "zero-shot", STRETCHING_ONLY, DIRECT),
-    ("", "zero-shot", STRETCHED, INTERPOLATED),
     ("PCM keeps more than training on long captions only", "zero-shot", OURS, STRETCHING_ONLY),
     ("", "short T2I", OURS, STRETCHING_ONLY),
     ("Long retrieval rises above the original", "long I2T", OURS, ORIGINAL),
@@ -268,9 +267,10 @@ def summarise(output: Path, folder: Path, commands: Commands) -> None:
     write_atomically(folder / "figures.json", (json.dumps(figures(found), indent=1) + "\n").encode())
     write_atomically(folder / "commands.sh", (command_lines(commands, found) + "\n").encode())
     draw_curves(found, folder / "effective_length.png")
+    draw_sweeps(found, folder / "sweeps.png")
     draw_trade_off(found, folder / "trade_off.png")
     print(text)
-    print(f"Wrote {folder}/tables.md, figures.json, commands.sh, effective_length.png, trade_off.png.")
+    print(f"Wrote {folder}/tables.md, figures.json, commands.sh, effective_length.png, sweeps.png, trade_off.png.")
 
 
 def values(found: dict[str, dict[int, "Results"]], row: Row, column: str) -> dict[int, float]:
@@ -414,48 +414,66 @@ def command_lines(commands: Commands, found: dict[str, dict[int, "Results"]]) ->
 
 def draw_curves(found: dict[str, dict[int, "Results"]], file: Path) -> None:
     """Recall by tokens kept, of the long and the hard scenes."""
-    rows = (ORIGINAL, STRETCHED, DIRECT, STRETCHING_ONLY, OURS)
 
     def draw(axes: Any) -> None:
         for panel, benchmark in zip(axes, ("long", "hard"), strict=True):
-            for row in rows:
-                if points := curve(found, row, benchmark):
-                    panel.plot(list(points), list(points.values()), label=row.name)
-            panel.axvline(77, linestyle=":", color="#444444", linewidth=0.8)
-            panel.set(title=f"{benchmark} scenes", xlabel="tokens kept", ylabel="text to image R@1, %", xlim=(0, 190))
-        axes[0].legend()
+            rows = (ORIGINAL, STRETCHED, DIRECT, STRETCHING_ONLY, OURS)
+            _draw_curves(panel, found, [(row.name, row) for row in rows], benchmark, f"{benchmark} scenes")
 
-    _draw(draw, file)
+    _draw(draw, 2, file)
+
+
+def draw_sweeps(found: dict[str, dict[int, "Results"]], file: Path) -> None:
+    """Recall by tokens kept, of the long scenes, for every value that was swept."""
+
+    def draw(axes: Any) -> None:
+        for panel, (title, rows) in zip(axes, list(TABLES.items())[3:], strict=True):
+            _draw_curves(panel, found, [("original", ORIGINAL), *rows], "long", title.lower())
+
+    _draw(draw, 3, file)
+
+
+def _draw_curves(panel: Any, found: Any, rows: list[tuple[str, Row]], benchmark: str, title: str) -> None:
+    from evaluation.report import COLOURS, LINES
+
+    for number, (label, row) in enumerate(rows):
+        if points := curve(found, row, benchmark):
+            style = {"color": COLOURS[number], "linestyle": LINES[number % len(LINES)]}
+            panel.plot(list(points), list(points.values()), label=label, **style)
+    panel.axvline(77, linestyle=":", color="#444444", linewidth=0.8)
+    panel.set(title=title, xlabel="tokens kept", ylabel="text to image R@1, %", xlim=(0, 180))
+    panel.legend()
 
 
 def draw_trade_off(found: dict[str, dict[int, "Results"]], file: Path) -> None:
-    """What every row keeps of the short text's ability, and what it gains of the long text's."""
+    """What every row of the tables keeps of the short text's ability, and what it gains of the long text's."""
 
     def draw(axes: Any) -> None:
-        tables = list(TABLES.values())
-        for panel, part, title in zip(axes, (tables[:3], tables[3:]), ("tables 4 and 5", "sweeps"), strict=True):
-            for row in dict.fromkeys(row for table in part for _, row in table):
-                kept, gained = values(found, row, "zero-shot"), values(found, row, "hard T2I")
+        for panel, column in zip(axes, ("zero-shot", "short T2I"), strict=True):
+            rows = dict.fromkeys(row for table in list(TABLES.values())[:3] for _, row in table)
+            for number, row in enumerate(rows):
+                kept, gained = values(found, row, column), values(found, row, "hard T2I")
                 if kept:
-                    panel.scatter(list(kept.values()), list(gained.values()), s=12, label=row.name)
-            panel.set(title=title, xlabel="zero-shot top-1, %", ylabel="hard, text to image R@1, %")
-            panel.legend(fontsize=5)
+                    marker, points = "osD^vP*Xhp"[number], (list(kept.values()), list(gained.values()))
+                    panel.scatter(*points, s=14, marker=marker, color=f"C{number}", label=row.name)
+            panel.set(xlabel=f"{column}, %", ylabel="hard, text to image R@1, %")
+        axes[0].legend(fontsize=5.5)
 
-    _draw(draw, file)
+    _draw(draw, 2, file)
 
 
-def _draw(draw: Callable[[Any], None], file: Path) -> None:
+def _draw(draw: Callable[[Any], None], panels: int, file: Path) -> None:
     import io
 
-    import matplotlib
+    import matplotlib.style
     from matplotlib.figure import Figure
 
     from evaluation.report import STYLE
     from evaluation.results import write_atomically
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.8, 2.8), layout="constrained", dpi=200)
-        draw(figure.subplots(1, 2))
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(3.4 * panels, 2.8), layout="constrained", dpi=200)
+        draw(figure.subplots(1, panels))
         png = io.BytesIO()
         figure.savefig(png)
     write_atomically(file, png.getvalue())

@@ -4,9 +4,9 @@
     python -m examples.scenes.pretrain --start details --main_share 1 --learning_rate 2e-3 --steps 300 --output mains
     python -m examples.scenes.pretrain --start mains --main_share 0.35 --learning_rate 1e-3 --steps 500 --output clip
 
-It is transformers' CLIPModel and Trainer, nothing of Long-CLIP. `clip/` beside this file was made by these commands and
-holds their logs; README.md says why there are three. A run that was interrupted goes on when the same command is given
-again.
+It is transformers' CLIPModel and Trainer, nothing of Long-CLIP. `clip/` beside this file was made by these commands
+and holds their logs; README.md says why there are three. A run that was interrupted goes on when the same command is
+given again.
 """
 
 import argparse

@@ -95,7 +95,9 @@ def test_one_run_goes_through_and_is_not_run_again(tmp_path: Path, monkeypatch: 
     text = (summary / "tables.md").read_text()
     assert "| original, 77 tokens | " in text and "| stretching and PCM | " in text
     assert "| Long retrieval rises above the original | long I2T | " in text
-    assert all((summary / name).stat().st_size > 5000 for name in ("effective_length.png", "trade_off.png"))
+    assert all(
+        (summary / name).stat().st_size > 5000 for name in ("effective_length.png", "sweeps.png", "trade_off.png")
+    )
     lines = (summary / "commands.sh").read_text().splitlines()
     assert sum("training/train.py" in line for line in lines) == 1
     assert sum("evaluation/run.py" in line for line in lines) == 2
