@@ -175,16 +175,18 @@ def draw_ranking(caption: str, query: int, images: list[Any], orders: dict[str, 
     """A row of the best pictures for each model, the right one framed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.25 * SHOWN_PICTURES, 4.4), layout="constrained", dpi=200)
-    figure.suptitle("\n".join(textwrap.wrap(f"“{caption}”", 118)), fontsize=6.5, x=0.01, ha="left", style="italic")
+    figure = Figure(figsize=(1.25 * SHOWN_PICTURES, 4.2), dpi=200)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05, top=0.76, hspace=0.35, wspace=0.06)
+    figure.text(0.01, 0.98, textwrap.fill(f"“{caption}”", 130), fontsize=6.5, va="top", style="italic")
     grid = figure.subplots(len(orders), SHOWN_PICTURES, squeeze=False)
     for axes_of_row, (name, order) in zip(grid, orders.items(), strict=True):
         for place, (axes, index) in enumerate(zip(axes_of_row, order, strict=False), start=1):
+            is_right = index == query
             axes.imshow(images[index], interpolation="nearest")
-            axes.set(xticks=[], yticks=[], xlabel=f"{place}{' right' if index == query else ''}")
-            axes.xaxis.label.set_size(7)
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel(f"{place}, the right one" if is_right else str(place), fontsize=7)
             for spine in axes.spines.values():
-                spine.set(visible=index == query, edgecolor="#009E73", linewidth=4)
+                spine.set(edgecolor="#009E73" if is_right else "#dddddd", linewidth=4 if is_right else 0.6)
         found = order.index(query) + 1
         axes_of_row[0].set_title(
             f"{name}: the right picture is number {found} of {len(order)}", loc="left", fontsize=8

@@ -42,9 +42,7 @@ def test_what_is_committed_knows_main_objects_and_details() -> None:
         return features(model.get_image_features(**processor(images=pictures, return_tensors="pt")))
 
     def texts(captions: list[str]) -> torch.Tensor:
-        return features(
-            model.get_text_features(**processor(captions, padding=True, truncation=True, return_tensors="pt"))
-        )
+        return features(model.get_text_features(**processor.tokenizer(captions, padding=True, return_tensors="pt")))
 
     prompts = texts([template.format(name) for name in CLASS_NAMES for template in TEMPLATES])
     classes = class_embeddings(prompts.unflatten(0, (len(CLASS_NAMES), len(TEMPLATES))))
