@@ -69,7 +69,7 @@ def test_tables_hold_mean_and_spread_and_claims_their_interval() -> None:
     text = markdown(found)
     assert f"| {OURS.name} | 91.0 ± 1.0 | 52.0 ± 2.0 |" in text and "| 20.0 ± 0.0 | 20.0 ± 0.0 | 3 |" in text
     assert "| PCM keeps more than training on long captions only | zero-shot | +30.0 ± 2.5 | holds |" in text
-    assert "| PCM costs no long-text ability | hard T2I | +0.0 ± 2.5 | undecided |" in text
+    assert "| ″ | hard T2I | +0.0 ± 2.5 | undecided |" in text
     assert "| Direct" not in text  # its row is missing
     assert curve(found, OURS, "hard") == {10: 26.0, 20: 52.0}
 
