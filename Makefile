@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.ready
 	$(BIN)/python -m examples.demo --output demo-output
 
-# The paper's tables 4 and 5 and sweeps in the embedded world: 45 runs, some 75 minutes on two
+# The paper's tables 4 and 5 and sweeps in the embedded world: 45 runs of a minute or so on two
 # cores (ONLY=tables: 21 of them). It goes on where it was interrupted.
 ablation: $(VENV)/.ready
 	$(BIN)/python -m examples.scenes.ablation --output ablation-output $(if $(ONLY),--only $(ONLY))
