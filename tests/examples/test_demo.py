@@ -22,7 +22,7 @@ from training.train import parse
 
 ROOT = Path(__file__).parents[2]
 # Of the whole demo, so much that its claims can be seen.
-REDUCED = ("--steps", "40", "--rows", "3000", "--test_rows", "200")
+REDUCED = ("--steps", "40", "--rows", "3000", "--test_rows", "120")
 
 
 # Points, by less than what was measured: see examples/scenes/README.md for the whole demo's.

@@ -85,7 +85,7 @@ def test_commands_name_every_run_once() -> None:
 @pytest.mark.slow
 def test_one_run_goes_through_and_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "TRAIN_ROWS", 400)
-    monkeypatch.setattr(ablation, "TEST_ROWS", {"long": 40, "hard": 40})
+    monkeypatch.setattr(ablation, "TEST_ROWS", {"short": 40, "long": 40, "hard": 40, "classes": 84})
     monkeypatch.setattr(ablation, "ROWS", [ablation.ORIGINAL, OURS])
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(Path(__file__).parents[3])
