@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from longclip_hf.evaluation.encoding import Encoder
+from longclip_hf.training.captions import first_sentence
 from transformers import AutoTokenizer, CLIPModel
 
-from evaluation.encoding import Encoder
 from examples.random_clip import SENTENCES, SIZES, clip_config, write_image_settings, write_tokenizer
 from modeling_longclip.compat import features
 from modeling_longclip.defaults import LENGTH
-from training.captions import first_sentence
 
 GOALS = {"captions": 0.6, "first sentences": 0.15}
 

@@ -19,17 +19,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from longclip_hf.conversion import towers
+from longclip_hf.conversion.export import PRECISIONS, ExportReport, export
+from longclip_hf.conversion.stretch import stretch
+from longclip_hf.evaluation.benchmarks import Retrieval, load_benchmark
+from longclip_hf.evaluation.retrieval import Ranks, retrieval_ranks
 from tokenizers import Tokenizer
 from transformers import AutoProcessor
 
-from conversion import towers
-from conversion.export import PRECISIONS, ExportReport, export
-from conversion.stretch import stretch
-from evaluation.benchmarks import Retrieval, load_benchmark
-from evaluation.images import decode_image
-from evaluation.results import Direction
-from evaluation.retrieval import Ranks, retrieval_ranks
 from examples.random_clip import SIZES, write_checkpoint
+from longclip_hf.images import decode_image
+from longclip_hf.results import Direction
 
 BATCH = 16
 Encode = Callable[[np.ndarray], torch.Tensor]

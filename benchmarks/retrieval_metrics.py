@@ -8,7 +8,7 @@ best of the repeats, which alternate; the plain ways normalise too, as a user wo
 highest resident size less that of an interpreter with torch imported, so it counts the features themselves, which are
 given for comparison.
 
-- ours: `evaluation.retrieval.retrieval_ranks`: ranks, average precision and ties, both ways, exact.
+- ours: `longclip_hf.evaluation.retrieval.retrieval_ranks`: ranks, average precision and ties, both ways, exact.
 - topk: for each way a product in blocks of 1024 queries with all candidates, and the ten best of each row.
 - matrix: the whole matrix once, and the ten best of rows and columns; left out where the matrix is over 4 GB.
 
@@ -50,7 +50,7 @@ def random_features(images: int) -> Features:
 
 
 def ours(image_embeds: "torch.Tensor", text_embeds: "torch.Tensor", image_of: "torch.Tensor") -> tuple[float, float]:
-    from evaluation.retrieval import retrieval_ranks
+    from longclip_hf.evaluation.retrieval import retrieval_ranks
 
     ranks = retrieval_ranks(image_embeds, text_embeds, image_of)
     return ranks["i2t"].recall(K), ranks["t2i"].recall(K)
@@ -114,7 +114,7 @@ def run_faiss(rows: int, threads: int) -> dict[str, float]:
         import faiss
     except ImportError as error:
         raise ImportError('This case needs faiss: pip install "longclip-hf[faiss]".') from error
-    from evaluation.retrieval import ranks_among
+    from longclip_hf.evaluation.retrieval import ranks_among
 
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)

@@ -27,8 +27,8 @@ RUN = """
 import json, resource, sys, time
 import torch, transformers
 from transformers import CLIPModel
-from conversion import checkpoint, folder, parity
-from conversion.stretch import stretch
+from longclip_hf.conversion import checkpoint, folder, parity
+from longclip_hf.conversion.stretch import stretch
 began = time.perf_counter()
 report = stretch(sys.argv[1], sys.argv[2])
 seconds = time.perf_counter() - began

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from conversion.parity import ProofError
-from conversion.tensors import ConversionError
+from longclip_hf.errors import ConversionError, ProofError
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import features
 

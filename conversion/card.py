@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_url
 from huggingface_hub.errors import HFValidationError
+from longclip_hf.conversion.folder import CARD_RECORD, render_card
 
-from conversion.folder import CARD_RECORD, read_json, render_card
-from conversion.tensors import ConversionError
+from longclip_hf.errors import ConversionError
+from longclip_hf.files import read_json
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH
 
 RESULTS_FORMAT = 1  # of evaluation/results.py, which says what a results file holds

@@ -10,9 +10,10 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from longclip_hf.conversion.tensors import StoredTensor, read_safetensors, read_torch, target_dtype
 from transformers import CLIPConfig, CLIPTextConfig, PretrainedConfig
 
-from conversion.tensors import ConversionError, StoredTensor, read_safetensors, read_torch, target_dtype
+from longclip_hf.errors import ConversionError
 from modeling_longclip import (
     LongCLIPConfig,
     LongCLIPModel,

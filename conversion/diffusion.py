@@ -15,7 +15,6 @@ is all there is to it: no custom class, no prompt embeddings made by hand. A rep
 texts; a stretched one reads them, and understands them no better than CLIP did.
 """
 
-import argparse
 import filecmp
 import os
 import re
@@ -25,11 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conversion.command import guarded, print_proofs
+from longclip_hf.command import CommandParser, consoles, guarded, print_proofs
+from longclip_hf.errors import ConversionError, ProofError
+from longclip_hf.files import new_folder, read_json, write_json
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH, RATIO
 
 if TYPE_CHECKING:
-    from conversion.checkpoint import Checkpoint
+    from longclip_hf.conversion.checkpoint import Checkpoint
 
 INDEX = "model_index.json"
 CLIP_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -109,10 +110,8 @@ def convert(
         ConversionError: for whatever a user can mend; nothing is left behind.
         ProofError: if what was written is not what was meant; nothing is left behind.
     """
-    from conversion.checkpoint import POSITION_TABLE, read_checkpoint
-    from conversion.folder import new_folder
-    from conversion.positions import stretched_length
-    from conversion.tensors import ConversionError
+    from longclip_hf.conversion.checkpoint import POSITION_TABLE, read_checkpoint
+    from longclip_hf.conversion.positions import stretched_length
 
     output = Path(output)
     folder = _find_pipeline(source, revision, variant)
@@ -167,8 +166,6 @@ def _find_pipeline(source: str, revision: str | None, variant: str | None) -> Pa
     """The pipeline's folder: `source` itself, or what diffusers would download of a Hub id to load it."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    from conversion.tensors import ConversionError
-
     path = Path(source).expanduser()
     if path.is_dir():
         if revision is not None or variant is not None:
@@ -202,8 +199,6 @@ def _find_pipeline(source: str, revision: str | None, variant: str | None) -> Pa
 
 def _read_encoders(source: str, folder: Path) -> tuple[str, list[TextEncoder]]:
     """The class of the pipeline and its CLIP text encoders, in order."""
-    from conversion.folder import read_json
-    from conversion.tensors import ConversionError
 
     index = folder / INDEX
     if not index.is_file():
@@ -222,8 +217,7 @@ def _read_encoders(source: str, folder: Path) -> tuple[str, list[TextEncoder]]:
 
 
 def _read_encoder(source: str, folder: Path, name: str) -> TextEncoder:
-    from conversion.checkpoint import read_files
-    from conversion.tensors import ConversionError
+    from longclip_hf.conversion.checkpoint import read_files
 
     place, tokenizer = folder / name, name.replace("text_encoder", "tokenizer")
     for part in (name, tokenizer):
@@ -251,7 +245,6 @@ def _read_encoder(source: str, folder: Path, name: str) -> TextEncoder:
 
 def _check_replacement(replacement: "Checkpoint", encoder: TextEncoder, source: str) -> None:
     """Whether `replacement` is the same network as `encoder`, with more positions."""
-    from conversion.tensors import ConversionError
 
     ours = replacement.text_config
     if ours.max_position_embeddings <= CLIP_LENGTH:
@@ -294,11 +287,10 @@ def _write_encoder(
     length: int,
 ) -> dict[str, str]:
     """Writes all variants of a text encoder as the stock class reads them, and proves them."""
-    from conversion import parity
-    from conversion.checkpoint import POSITION_TABLE, read_files
-    from conversion.folder import read_json, write_json
-    from conversion.positions import stretch_positions
-    from conversion.tensors import ConversionError, write_safetensors
+    from longclip_hf.conversion import parity
+    from longclip_hf.conversion.checkpoint import POSITION_TABLE, read_files
+    from longclip_hf.conversion.positions import stretch_positions
+    from longclip_hf.conversion.tensors import write_safetensors
 
     place = work / encoder.name
     place.mkdir()
@@ -349,9 +341,6 @@ def _write_tokenizer(source: str, folder: Path, work: Path, encoder: TextEncoder
     """
     from transformers import CLIPTokenizer, CLIPTokenizerFast
 
-    from conversion.folder import read_json, write_json
-    from conversion.parity import ProofError
-    from conversion.tensors import ConversionError
     from modeling_longclip.compat import write_slow_tokenizer
 
     label = f"{source}/{encoder.tokenizer}"
@@ -400,7 +389,6 @@ def _unchanged_files(folder: Path, rewritten: set[str]) -> tuple[list[Path], lis
 
 
 def _carry_over(folder: Path, work: Path, files: list[Path], link: bool) -> str:
-    from conversion.parity import ProofError
 
     linked = nbytes = 0
     for file in files:
@@ -421,10 +409,8 @@ def _carry_over(folder: Path, work: Path, files: list[Path], link: bool) -> str:
     return f"{len(files)} files, {nbytes / 1e6:,.1f} MB, byte-identical ({', '.join(done)})"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="longclip-diffusion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="longclip-diffusion", description=__doc__)
     parser.add_argument("source", help="folder or Hub id of a Stable Diffusion 1.x, 2.x, XL or 3 pipeline")
     parser.add_argument("--output", type=Path, required=True, help="the new folder")
     parser.add_argument(
@@ -447,7 +433,8 @@ def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
     options = _parser().parse_args(args)
 
-    def work(console: Any, errors: Any) -> None:
+    def work() -> None:
+        console, errors = consoles(options.quiet)
         with errors.status("Converting, then proving what was written"):
             report = convert(
                 options.source, options.output, text_encoder=options.text_encoder, revision=options.revision,

@@ -10,7 +10,6 @@ compared with torch: fp32 agrees to 1e-4, and the drift of fp16 and int8 is meas
 far they are, how large, and how fast on this machine, with as many threads as torch uses (OMP_NUM_THREADS).
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conversion.command import guarded
+from longclip_hf.command import CommandParser, consoles, guarded
+from longclip_hf.errors import ConversionError, ProofError
+from longclip_hf.files import new_folder, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
-
-    from conversion import towers
-    from conversion.checkpoint import Checkpoint
+    from longclip_hf.conversion import towers
+    from longclip_hf.conversion.checkpoint import Checkpoint
 
 # And the ends of the files' names, which are those that transformers.js looks for.
 PRECISIONS = {"fp32": "", "fp16": "_fp16", "int8": "_int8"}
@@ -141,9 +141,8 @@ def export(
         ConversionError: for whatever a user can mend; nothing is left behind.
         ProofError: if a float32 file is further than 1e-4 from torch, or a feature is not finite.
     """
-    from conversion import folder
-    from conversion.checkpoint import find_folder, read_checkpoint
-    from conversion.tensors import ConversionError
+    from longclip_hf.conversion import folder
+    from longclip_hf.conversion.checkpoint import find_folder, read_checkpoint
 
     try:
         import onnx
@@ -154,8 +153,7 @@ def export(
             f'Exporting needs {error.name}, which is not installed: pip install "longclip-hf[export]".'
         ) from error
     import torch
-
-    from conversion import towers
+    from longclip_hf.conversion import towers
 
     output = Path(output)
     if not precisions or not set(precisions) <= PRECISIONS.keys():
@@ -172,7 +170,7 @@ def export(
     length = text.max_position_embeddings
 
     # float32 is written in any case, the others are made of it; and each once more on the way.
-    with folder.new_folder(output, 4 * checkpoint.nbytes(torch.float32), overwrite, marker=RECORD) as work:
+    with new_folder(output, 4 * checkpoint.nbytes(torch.float32), overwrite, marker=RECORD) as work:
         eos_token_id = folder.write_tokenizer(work, processor_folder, processor or source, length)
         if text.eos_token_id not in (eos_token_id, 2):  # 2: of before 2023, CLIP pools at the highest id
             raise ConversionError(
@@ -180,9 +178,9 @@ def export(
                 f"{text.eos_token_id}. Name the right one with --processor."
             )
         folder.write_image_processor(work, processor_folder, processor or source)
-        config = folder.read_json(checkpoint.folder / "config.json")
+        config = read_json(checkpoint.folder / "config.json")
         config.pop("auto_map", None)  # names code, and there is none beside it
-        folder.write_json(work / "config.json", config)
+        write_json(work / "config.json", config)
         (work / FOLDER).mkdir()
 
         say("loading")
@@ -217,14 +215,14 @@ def export(
             {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
             torch_milliseconds, files,
         )  # fmt: skip
-        folder.write_json(work / RECORD, asdict(report))
+        write_json(work / RECORD, asdict(report))
         _write_card(work, checkpoint, report)
     return report
 
 
 def _write_precision(place: Path, name: str, precision: str) -> Path:
     """The file of the tower `name` in `precision`, written from the float32 one, which is there."""
-    from conversion import towers
+    from longclip_hf.conversion import towers
 
     source, file = place / f"{name}.onnx", place / f"{name}{PRECISIONS[precision]}.onnx"
     if precision == "fp16":
@@ -238,8 +236,7 @@ def _check(
     what: str, precision: str, session: Any, rows: list[Any], expected: "torch.Tensor", padding: int
 ) -> "towers.Drift":
     """The drift of a file, within what its precision may have."""
-    from conversion import towers
-    from conversion.parity import ProofError
+    from longclip_hf.conversion import towers
 
     try:
         drift = towers.measure_drift(session, rows, expected, padding)
@@ -285,10 +282,8 @@ def _write_card(work: Path, checkpoint: "Checkpoint", report: ExportReport) -> N
     ModelCard.from_template(data, template_str=_CARD, rows=_rows(report), **asdict(report)).save(work / "README.md")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="longclip-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="longclip-export", description=__doc__)
     parser.add_argument("source", help="Hub id or folder of a Long-CLIP, both towers")
     parser.add_argument("--output", type=Path, help="the new folder (default: NAME-onnx here)")
     parser.add_argument(
@@ -306,7 +301,8 @@ def main(args: list[str] | None = None) -> int:
     options = _parser().parse_args(args)
     output = options.output or Path(f"{Path(options.source).expanduser().resolve().name}-onnx")
 
-    def work(console: Any, errors: Any) -> None:
+    def work() -> None:
+        console, errors = consoles(options.quiet)
         with errors.status("reading") as status:
             report = export(
                 options.source, output, precisions=options.precision, revision=options.revision,

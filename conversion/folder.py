@@ -1,20 +1,17 @@
 """The checkpoint folder: what every tool of the ecosystem reads, written beside its place and renamed at the end."""
 
 import json
-import os
 import shutil
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import CLIPTokenizerFast, PretrainedConfig
 
+import longclip_hf
 import modeling_longclip
-from conversion.tensors import ConversionError
+from longclip_hf.errors import ConversionError
+from longclip_hf.files import read_json, write_json
 from modeling_longclip.compat import write_slow_tokenizer
 
 # Everything of the package but the file that makes it one: a checkpoint's code is flat.
@@ -23,81 +20,9 @@ CODE_FILES = tuple(
 )
 CARD_RECORD = "longclip"  # the key in a card's metadata of what the card says about how the folder was made
 _CARD_PLACES = (
+    Path(longclip_hf.__file__).with_name("model_card.md"),  # an installed wheel: setup.py puts it there
     Path(__file__).parents[1] / "model_card.md",  # a checkout
-    Path(sys.prefix) / "share" / "longclip" / "model_card.md",  # an installed wheel
 )
-
-
-@contextmanager
-def new_folder(output: Path, nbytes: int, overwrite: bool = False, marker: str = "config.json") -> Iterator[Path]:
-    """A folder to write into that becomes `output` at the end, whole; on an error nothing is left of it.
-
-    It stands beside `output` under a hidden name that ends in `.incomplete`, so that a process killed half-way leaves
-    nothing that looks finished. What it replaces (`overwrite`) is removed only after it, and holds the file `marker`.
-
-    Raises:
-        ConversionError: if `output` exists and is not to be replaced, cannot be written, or `nbytes` do not fit.
-    """
-    output = output.resolve()  # through a link, so that what is replaced is what it points to
-    if output.exists() and not overwrite:
-        raise ConversionError(f"{output} exists already. Name another --output, or replace it with --overwrite.")
-    if output.exists() and not output.is_dir():
-        raise ConversionError(f"{output} is a file, and a checkpoint is a folder. Name another --output.")
-    if output.exists() and any(output.iterdir()) and not (output / marker).is_file():
-        raise ConversionError(
-            f"{output} holds files and no checkpoint (no {marker}): --overwrite replaces checkpoints only. Name "
-            "another --output."
-        )
-    work = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(output.parent, nbytes)
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".incomplete", dir=output.parent))
-        work.chmod(0o777 & ~_umask())  # mkdtemp's folders are closed to everybody else
-        yield work
-        replaced = None
-        if overwrite and output.exists():  # without it, what has appeared meanwhile stays, and the rename fails
-            replaced = work.with_suffix(".replaced")
-            output.rename(replaced)
-        try:
-            work.rename(output)
-        except BaseException:  # an interrupt too
-            if replaced is not None and not output.exists():
-                replaced.rename(output)
-            raise
-        if replaced is not None:
-            shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise ConversionError(f"{output} could not be written: {error}.") from error
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-@contextmanager
-def new_file(output: Path, nbytes: int, overwrite: bool = False) -> Iterator[Path]:
-    """A file to write that becomes `output` at the end, whole; on an error nothing is left of it. See `new_folder`.
-
-    Raises:
-        ConversionError: if `output` exists and is not to be replaced, cannot be written, or `nbytes` do not fit.
-    """
-    output = output.resolve()
-    if output.exists() and not overwrite:
-        raise ConversionError(f"{output} exists already. Name another --output, or replace it with --overwrite.")
-    if output.is_dir():
-        raise ConversionError(f"{output} is a folder, and what is written is a file. Name another --output.")
-    work = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(output.parent, nbytes)
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".incomplete", dir=output.parent))
-        yield work / output.name
-        (work / output.name).replace(output)
-    except (OSError, RuntimeError) as error:  # RuntimeError is torch's, where a disk is full
-        raise ConversionError(f"{output} could not be written: {error}.") from error
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 def write_config(
@@ -212,37 +137,5 @@ def render_card(data: ModelCardData, **values: Any) -> str:
     return f"{ModelCard.from_template(data, template_path=str(template), **values)}".rstrip() + "\n"
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in `file`, empty where there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConversionError(f"{file} is no JSON file: {error}. Download it again.") from error
-    if not isinstance(value, dict):
-        raise ConversionError(f"{file} holds no JSON object, but a {type(value).__name__}. Download it again.")
-    return value
-
-
-def write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _check_space(folder: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < nbytes:
-        raise ConversionError(
-            f"{folder} has {free / 1e6:,.0f} MB free and {nbytes / 1e6:,.0f} MB are needed. Make room, or name an "
-            "--output on another disk."
-        )
-
-
 def _content(token: str | dict[str, Any] | None) -> str | None:
     return token["content"] if isinstance(token, dict) else token
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

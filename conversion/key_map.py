@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from conversion.tensors import ConversionError
+from longclip_hf.errors import ConversionError
 
 
 @dataclass(frozen=True)

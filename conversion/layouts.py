@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from longclip_hf.conversion import key_map
+from longclip_hf.conversion.checkpoint import download
+from longclip_hf.conversion.tensors import as_stored, load_torch, read_safetensors
 from transformers import CLIPConfig, CLIPModel
 
-from conversion import key_map
-from conversion.checkpoint import download
-from conversion.tensors import ConversionError, as_stored, load_torch, read_safetensors
+from longclip_hf.errors import ConversionError
 from modeling_longclip.defaults import CLIP_LENGTH
 
 TABLE = "positional_embedding"

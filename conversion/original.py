@@ -14,7 +14,6 @@ tensor of the file has its place, or the command says which has none. What was w
 by bit before the command ends.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Mapping
@@ -22,14 +21,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conversion.command import guarded, print_proofs
+from longclip_hf.command import CommandParser, consoles, guarded, print_proofs
+from longclip_hf.errors import ConversionError
+from longclip_hf.files import new_file, new_folder, read_json, write_json
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP
 
 if TYPE_CHECKING:
     import torch
+    from longclip_hf.conversion.layouts import Original
     from transformers import CLIPConfig
-
-    from conversion.layouts import Original
 
 LAYOUTS = ("original", "open_clip")
 PRECISIONS = ("exact", "as-released")
@@ -103,10 +103,10 @@ def convert(
         ProofError: if what was written is not what was meant; nothing is left behind.
     """
     import torch
+    from longclip_hf.conversion import folder, key_map, layouts, parity
+    from longclip_hf.conversion.checkpoint import find_folder, read_checkpoint
+    from longclip_hf.conversion.tensors import as_stored, read_safetensors, write_safetensors
 
-    from conversion import folder, key_map, layouts, parity
-    from conversion.checkpoint import find_folder, read_checkpoint
-    from conversion.tensors import ConversionError, as_stored, read_safetensors, write_safetensors
     from modeling_longclip import LongCLIPConfig
     from modeling_longclip.configuration_longclip import AUTO_MAP
 
@@ -144,7 +144,7 @@ def convert(
 
     ours = key_map.to_ours(meant)
     nbytes = sum(tensor.nbytes for tensor in ours.values())
-    with folder.new_folder(output, nbytes + 20_000_000, overwrite) as work:
+    with new_folder(output, nbytes + 20_000_000, overwrite) as work:
         eos_token_id = folder.write_tokenizer(work, processor_folder, processor, length)
         if eos_token_id != config.text_config.eos_token_id:
             raise ConversionError(
@@ -154,7 +154,7 @@ def convert(
         folder.write_image_processor(work, processor_folder, processor)
         settings = work / "preprocessor_config.json"
         side = config.vision_config.image_size
-        folder.write_json(settings, layouts.image_settings(folder.read_json(settings), side, original.open_clip))
+        write_json(settings, layouts.image_settings(read_json(settings), side, original.open_clip))
         folder.write_config(work, config, "CLIPModel", dict(AUTO_MAP) if is_long else None)
         if is_long:
             folder.write_code(work)
@@ -173,7 +173,7 @@ def convert(
                 back[layouts.TABLE], original.tensors[layouts.TABLE], original.tensors[layouts.TRAINED_TABLE], keep
             )
         if against is not None:
-            from conversion import against as against_original
+            from longclip_hf.conversion import against as against_original
 
             proofs["against the original"] = against_original.prove_features(
                 work, Path(against), original.tensors, rounded=precision == "as-released"
@@ -228,10 +228,9 @@ def convert_back(
         ProofError: if what was written is not what was meant; nothing is left behind.
     """
     import torch
-
-    from conversion import folder, key_map, layouts
-    from conversion.checkpoint import read_checkpoint
-    from conversion.tensors import ConversionError, as_stored, load_torch, read_safetensors, write_safetensors
+    from longclip_hf.conversion import key_map, layouts
+    from longclip_hf.conversion.checkpoint import read_checkpoint
+    from longclip_hf.conversion.tensors import as_stored, load_torch, read_safetensors, write_safetensors
 
     if layout not in LAYOUTS:
         raise ConversionError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
@@ -251,17 +250,17 @@ def convert_back(
             # from the other are those of the other.
             tensors[layouts.TRAINED_TABLE] = tensors[layouts.TABLE].clone()
         nbytes = sum(tensor.nbytes for tensor in tensors.values()) + 1_000_000
-        with folder.new_file(output, nbytes, overwrite) as file:
+        with new_file(output, nbytes, overwrite) as file:
             torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
             written = {name: tensor.load() for name, tensor in as_stored(file, load_torch(file)).items()}
             proof = _prove_back(written, checkpoint.tensors, file)
         size = output.stat().st_size
         advice = f"The released code loads it: longclip.load({str(output)!r})."
     else:
-        images = folder.read_json(checkpoint.folder / "preprocessor_config.json")
+        images = read_json(checkpoint.folder / "preprocessor_config.json")
         config = layouts.open_clip_config(checkpoint.config, images)
-        with folder.new_folder(output, checkpoint.nbytes() + 1_000_000, overwrite, layouts.OPEN_CLIP_CONFIG) as work:
-            folder.write_json(work / layouts.OPEN_CLIP_CONFIG, config)
+        with new_folder(output, checkpoint.nbytes() + 1_000_000, overwrite, layouts.OPEN_CLIP_CONFIG) as work:
+            write_json(work / layouts.OPEN_CLIP_CONFIG, config)
             write_safetensors(work / "open_clip_model.safetensors", tensors)
             written = {
                 name: tensor.load() for name, tensor in read_safetensors(work / "open_clip_model.safetensors").items()
@@ -283,8 +282,7 @@ def _check_options(
     original: "Original", keep: int | None, precision: str, dtype: str | None, against: Path | str | None
 ) -> None:
     """What is for Long-CLIP's own checkpoints is asked for them only."""
-    from conversion.layouts import TABLE
-    from conversion.tensors import ConversionError
+    from longclip_hf.conversion.layouts import TABLE
 
     rows = original.tensors[TABLE].shape[0] if TABLE in original.tensors and original.tensors[TABLE].ndim else 0
     if rows > CLIP_LENGTH and not original.two_tables and original.open_clip is None:
@@ -311,7 +309,6 @@ def _check_options(
 
 
 def _base(source: str, config: "CLIPConfig") -> str:
-    from conversion.tensors import ConversionError
 
     vision = config.vision_config
     base = BASES.get((vision.hidden_size, vision.patch_size, vision.image_size))
@@ -326,8 +323,8 @@ def _base(source: str, config: "CLIPConfig") -> str:
 
 def _prove_back(written: "Mapping[str, torch.Tensor]", source: Mapping[str, Any], file: Path) -> str:
     """What was written in another layout is the `source` again when it is read as `convert` does."""
-    from conversion import key_map, layouts, parity
-    from conversion.tensors import as_stored
+    from longclip_hf.conversion import key_map, layouts, parity
+    from longclip_hf.conversion.tensors import as_stored
 
     merged = layouts.merge_tables(written, KEEP) if layouts.TRAINED_TABLE in written else written
     return parity.prove_same_tensors(as_stored(file, key_map.to_ours(merged)), source) + ", renamed back"
@@ -335,8 +332,7 @@ def _prove_back(written: "Mapping[str, torch.Tensor]", source: Mapping[str, Any]
 
 def _check_released_code(source: str, config: "CLIPConfig") -> None:
     """The original's layout says neither heads nor activation, so only its own can be written in it."""
-    from conversion.layouts import HEAD_WIDTH
-    from conversion.tensors import ConversionError
+    from longclip_hf.conversion.layouts import HEAD_WIDTH
 
     found = []
     for name, tower in (("text", config.text_config), ("image", config.vision_config)):
@@ -364,9 +360,8 @@ def _write_card(
 ) -> str | None:
     """The card of a Long-CLIP. Returns the licence, where it is known."""
     from huggingface_hub import ModelCardData
-
-    from conversion.checkpoint import stated_license
-    from conversion.folder import write_card
+    from longclip_hf.conversion.checkpoint import stated_license
+    from longclip_hf.conversion.folder import write_card
 
     name = original.file.name
     released = RELEASED.get(name) if original.two_tables else None
@@ -403,7 +398,7 @@ def _carry_card(work: Path, original: "Original") -> str | None:
     """The source's own card, for a plain CLIP: what stretches it reads the licence there. Returns the licence."""
     import shutil
 
-    from conversion.checkpoint import stated_license
+    from longclip_hf.conversion.checkpoint import stated_license
 
     card = original.file.with_name("README.md")
     if card.is_file() and stated_license(original.file.parent):
@@ -411,10 +406,8 @@ def _carry_card(work: Path, original: "Original") -> str | None:
     return stated_license(original.file.parent)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="longclip-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="longclip-convert", description=__doc__)
     parser.add_argument("source", help="file (.pt, .bin, .safetensors), or a Hub id; with --to, a folder or Hub id")
     parser.add_argument("file", nargs="?", help="the file in a Hub id")
     parser.add_argument("--output", type=Path, required=True, help="the new folder; a file with --to original")
@@ -452,9 +445,8 @@ def main(args: list[str] | None = None) -> int:
     forth = ("file", "tokenizer", "keep", "precision", "dtype", "activation", "vision_heads", "against")
     common = {"revision": options.revision, "overwrite": options.overwrite}
 
-    def work(console: Any, errors: Any) -> None:
-        from conversion.tensors import ConversionError
-
+    def work() -> None:
+        console, _ = consoles(options.quiet)
         if options.to is not None:
             if given := [name for name in forth if getattr(options, name) is not None]:
                 raise ConversionError(

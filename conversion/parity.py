@@ -5,18 +5,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from longclip_hf.conversion.positions import arithmetic_dtype
+from longclip_hf.conversion.tensors import StoredTensor, target_dtype
 from torch import nn
 from transformers import CLIPTextConfig
 
-from conversion.positions import arithmetic_dtype
-from conversion.tensors import ConversionError, StoredTensor, target_dtype
+from longclip_hf.errors import ProofError
 from modeling_longclip.compat import text_transformer
 
 _CHUNK = 8 * 2**20  # bytes compared at a time
-
-
-class ProofError(ConversionError):
-    """What was written is not what was meant: the fault of this project, the disk, or the source's config.json."""
 
 
 def prove_same_tensors(

@@ -12,7 +12,6 @@ everything else in the folder stays here and is named. The token is that of `hf 
 that was interrupted is repeated with the same command: what the Hub has is not sent again.
 """
 
-import argparse
 import re
 import sys
 import time
@@ -22,7 +21,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conversion.command import guarded
+from longclip_hf.command import CommandParser, consoles, guarded
+from longclip_hf.errors import ConversionError
+from longclip_hf.files import read_json
 from modeling_longclip.defaults import LENGTH
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def prepare(
         repo_id: `USER/NAME`.
         results: results files of `evaluation/run.py`, the only source of figures.
         results_model: the model's name or fingerprint in them, where it is not the folder's or the repository's.
-        base_model, relation, license, datasets, made_with: of the card, see `conversion.card.make_card`.
+        base_model, relation, license, datasets, made_with: of the card, see `longclip_hf.conversion.card.make_card`.
         fine_tuned: the weights were trained, also where the folder does not show it.
         overwrite: replace a card in the folder that this project did not write.
 
@@ -136,9 +137,7 @@ def prepare(
         ConversionError: for a folder that lacks a file or holds an access token, results that do not fit, or a card
             that would be lost.
     """
-    from conversion import card
-    from conversion.folder import read_json
-    from conversion.tensors import ConversionError
+    from longclip_hf.conversion import card
 
     folder = Path(folder).expanduser()
     card.check_hub_id(repo_id)
@@ -180,9 +179,8 @@ def choose_files(folder: Path, has_image_tower: bool) -> tuple[list[str], list[s
     Raises:
         ConversionError: if one is missing that a model needs.
     """
-    from conversion.checkpoint import PROCESSOR_FILES
-    from conversion.folder import CODE_FILES, read_json
-    from conversion.tensors import ConversionError
+    from longclip_hf.conversion.checkpoint import PROCESSOR_FILES
+    from longclip_hf.conversion.folder import CODE_FILES
 
     code = [file.name for file in CODE_FILES]
     tokenizer = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"]
@@ -211,8 +209,6 @@ def check_loads(publication: Publication) -> None:
     import os
     import subprocess
     import tempfile
-
-    from conversion.tensors import ConversionError
 
     with tempfile.TemporaryDirectory() as work:
         staged = Path(work) / "staged"
@@ -256,8 +252,6 @@ def upload(
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
-    from conversion.tensors import ConversionError
-
     if constants.HF_HUB_OFFLINE:
         raise ConversionError("HF_HUB_OFFLINE is set, so nothing can be sent. Unset it.")
     if get_token() is None:
@@ -280,8 +274,6 @@ def upload(
 
 def _send(api: "HfApi", publication: Publication, private: bool, revision: str | None, tag: str | None) -> Published:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    from conversion.tensors import ConversionError
 
     repo_id, branch = publication.repo_id, revision or "main"
     api.create_repo(repo_id, private=private, exist_ok=True)
@@ -345,8 +337,6 @@ def _redact(text: str) -> str:
 def _check_secrets(publication: Publication) -> None:
     from huggingface_hub import get_token
 
-    from conversion.tensors import ConversionError
-
     token = get_token()
     for name in publication.names():
         if name.endswith(".safetensors"):
@@ -360,7 +350,6 @@ def _check_secrets(publication: Publication) -> None:
 
 def write_card(publication: Publication) -> None:
     """The card that is sent, as the folder's own `README.md`."""
-    from conversion.tensors import ConversionError
 
     work = publication.folder / f".{CARD}.incomplete"
     try:
@@ -372,10 +361,8 @@ def write_card(publication: Publication) -> None:
         work.unlink(missing_ok=True)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="longclip-publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="longclip-publish", description=__doc__)
     parser.add_argument("folder", type=Path, help="the checkpoint: stretched, converted or fine-tuned")
     parser.add_argument("repo", help="USER/NAME on the Hub")
     parser.add_argument("--yes", action="store_true", help="send it (default: show what would be sent, and its card)")
@@ -410,7 +397,8 @@ def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
     options = _parser().parse_args(args)
 
-    def work(console: Any, errors: Any) -> None:
+    def work() -> None:
+        console, errors = consoles(options.quiet)
         publication = prepare(
             options.folder, options.repo, results=options.results, results_model=options.results_model,
             base_model=options.base_model, relation=options.relation, license=options.license,

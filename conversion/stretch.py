@@ -10,7 +10,6 @@ paper's formula, features of short texts unchanged. A stretched model reads 248 
 long captions to understand them.
 """
 
-import argparse
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conversion.command import guarded, print_proofs
+from longclip_hf.command import CommandParser, consoles, guarded, print_proofs
+from longclip_hf.errors import ConversionError
+from longclip_hf.files import new_folder
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH, RATIO
 
 if TYPE_CHECKING:
-    from conversion.checkpoint import Checkpoint
+    from longclip_hf.conversion.checkpoint import Checkpoint
 
 LINEAR_RATIO = 3  # the paper's direct fine-tuning baseline: every row becomes three, 77 -> 231
 METHODS = ("knowledge-preserving", "linear")
@@ -84,11 +85,11 @@ def stretch(
         ProofError: if what was written is not what was meant; nothing is left behind.
     """
     import torch
+    from longclip_hf.conversion import folder, parity
+    from longclip_hf.conversion.checkpoint import POSITION_TABLE, find_folder, long_config, read_checkpoint
+    from longclip_hf.conversion.positions import stretch_positions
+    from longclip_hf.conversion.tensors import read_safetensors, write_safetensors
 
-    from conversion import folder, parity
-    from conversion.checkpoint import POSITION_TABLE, find_folder, long_config, read_checkpoint
-    from conversion.positions import stretch_positions
-    from conversion.tensors import ConversionError, read_safetensors, write_safetensors
     from modeling_longclip.configuration_longclip import AUTO_MAP
 
     output = Path(output)
@@ -128,7 +129,7 @@ def stretch(
     seconds = {"read": time.perf_counter() - began}
 
     report_bytes, finish = _reporter(progress, "Copying", nbytes)
-    with folder.new_folder(output, nbytes + new_table.nbytes + 20_000_000, overwrite) as work:
+    with new_folder(output, nbytes + new_table.nbytes + 20_000_000, overwrite) as work:
         began = time.perf_counter()
         eos_token_id = folder.write_tokenizer(work, processor_folder, processor or source, length)
         text = checkpoint.text_config
@@ -200,8 +201,7 @@ def stretch(
 
 def _write_card(work: Path, checkpoint: "Checkpoint", config: Any, dtype: str | None, proofs: dict[str, str]) -> None:
     from huggingface_hub import ModelCardData
-
-    from conversion.folder import write_card
+    from longclip_hf.conversion.folder import write_card
 
     text = getattr(config, "text_config", config)
     from_hub = not Path(checkpoint.source).expanduser().exists()
@@ -246,8 +246,6 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-    from conversion.tensors import ConversionError
-
     try:
         api = HfApi()
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -261,10 +259,8 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
     return str(repo)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="longclip-stretch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="longclip-stretch", description=__doc__)
     parser.add_argument("source", help="Hub id or folder of a CLIPModel, CLIPTextModel or CLIPTextModelWithProjection")
     parser.add_argument("--output", type=Path, help="the new folder (default: long-NAME here)")
     parser.add_argument(
@@ -296,7 +292,8 @@ def main(args: list[str] | None = None) -> int:
     output = options.output or Path(f"long-{Path(options.source).expanduser().resolve().name}")
     complete = False
 
-    def work(console: Any, errors: Any) -> None:
+    def work() -> None:
+        console, errors = consoles(options.quiet)
         from rich.progress import (
             BarColumn,
             DownloadColumn,
@@ -305,8 +302,6 @@ def main(args: list[str] | None = None) -> int:
             TimeElapsedColumn,
             TransferSpeedColumn,
         )  # fmt: skip
-
-        from conversion.tensors import ConversionError
 
         nonlocal complete
         if options.private and not options.push_to_hub:

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from longclip_hf.errors import ConversionError
+
 # The names of the safetensors format for what CLIP checkpoints hold.
 DTYPES = {
     "F64": torch.float64,
@@ -33,10 +35,6 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK = 32 * 2**20  # bytes copied between two reports of progress
 # Two file systems, or one that does not copy in the kernel.
 _CANNOT_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
-
-
-class ConversionError(Exception):
-    """What a user can mend: one message with the values and the remedy. Commands print it and exit with 2."""
 
 
 @dataclass(frozen=True)

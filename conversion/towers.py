@@ -21,8 +21,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.export import Dim
 
-from conversion.parity import ProofError
-from conversion.tensors import ConversionError
+from longclip_hf.errors import ConversionError, ProofError
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import features
 

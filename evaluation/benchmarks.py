@@ -17,14 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluation import imagenet
-from evaluation.json_list import JSONListError, json_objects
+from longclip_hf.evaluation import imagenet
+
+from longclip_hf.errors import BenchmarkError, JSONListError
+from longclip_hf.json_list import json_objects
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-
-
-class BenchmarkError(ValueError):
-    """Data that cannot be evaluated on: the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)

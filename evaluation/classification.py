@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import torch
+from longclip_hf.evaluation.retrieval import Ranks, ranks_among
 from torch.nn import functional as F
-
-from evaluation.retrieval import Ranks, ranks_among
 
 
 def class_embeddings(text_embeds: torch.Tensor) -> torch.Tensor:
@@ -38,7 +37,7 @@ def class_embeddings(text_embeds: torch.Tensor) -> torch.Tensor:
 def classification_ranks(
     image_embeds: torch.Tensor, class_embeds: torch.Tensor, labels: torch.Tensor, block: int = 1024
 ) -> Ranks:
-    """The rank of each image's own class by cosine, exact as in `evaluation.retrieval`.
+    """The rank of each image's own class by cosine, exact as in `longclip_hf.evaluation.retrieval`.
 
     A class tied with the right one ranks before it and is counted: two classes of the same name always tie.
 

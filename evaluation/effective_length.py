@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-
-from evaluation.intervals import Interval, bootstrap_means, percentiles
+from longclip_hf.evaluation.intervals import Interval, bootstrap_means, percentiles
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def effective_length(
     Args:
         hits: booleans of shape `(lengths, queries)`: whether the query found its own with captions of that length.
         lengths: increasing, in tokens.
-        groups: the image of each query, of shape `(queries,)`; see `evaluation.intervals`.
+        groups: the image of each query, of shape `(queries,)`; see `longclip_hf.evaluation.intervals`.
         tolerance: R@1, within 0 ... 1, that does not count as growth.
         resamples: of the bootstrap.
         level: of the intervals.

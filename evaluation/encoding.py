@@ -21,15 +21,16 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from longclip_hf.evaluation.benchmarks import ImageFile
+from longclip_hf.evaluation.feature_store import FeatureStore
 from rich.console import Console
 from rich.progress import Progress
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModel, AutoProcessor, CLIPModel
 
-from evaluation.benchmarks import ImageFile
-from evaluation.feature_store import FeatureStore
-from evaluation.images import MAX_PIXELS, ImageError, decode_image
+from longclip_hf.errors import EncodingError, ImageError
+from longclip_hf.images import MAX_PIXELS, decode_image
 from modeling_longclip.compat import features
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,6 @@ Loaded = tuple[list[int], dict[str, torch.Tensor], list[str]]
 # `eos_token_id` of configurations older than 2023, for which CLIP pools at the highest id instead.
 _LEGACY_EOS_TOKEN_ID = 2
 _SHORTEST = 3  # start of text, one token, end of text
-
-
-class EncodingError(ValueError):
-    """A checkpoint, text or image that cannot be encoded: the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,18 @@
 
 or, from a checkout and without network, `evaluate.load("evaluation/metrics.py", "retrieval")`. Rows may also come in
 parts, by `add_batch`. `evaluate` keeps them in an Arrow file and gives them back as lists: for features of large
-benchmarks call the functions of `evaluation.retrieval`, `.classification` and `.effective_length` themselves.
+benchmarks call the functions of `longclip_hf.evaluation.retrieval`, `.classification` and `.effective_length`
+themselves.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-
-from evaluation.classification import accuracy, class_embeddings, classification_ranks
-from evaluation.effective_length import effective_length
-from evaluation.intervals import bootstrap_interval
-from evaluation.retrieval import Ranks, retrieval_ranks, summary
+from longclip_hf.evaluation.classification import accuracy, class_embeddings, classification_ranks
+from longclip_hf.evaluation.effective_length import effective_length
+from longclip_hf.evaluation.intervals import bootstrap_interval
+from longclip_hf.evaluation.retrieval import Ranks, retrieval_ranks, summary
 
 try:
     import datasets

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from longclip_hf.evaluation.report import DEFINITIONS, colour, made_with, notes_of, plots, size_of, tables
 from markupsafe import Markup
 
-from evaluation.report import DEFINITIONS, colour, made_with, notes_of, plots, size_of, tables
-from evaluation.results import DIRECTIONS, BenchmarkInfo, Direction, Results, write_atomically
+from longclip_hf.files import write_atomically
+from longclip_hf.results import DIRECTIONS, BenchmarkInfo, Direction, Results
 
 if TYPE_CHECKING:
     from PIL.Image import Image

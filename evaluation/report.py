@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.results import (
+from longclip_hf.files import write_atomically
+from longclip_hf.results import (
     DIRECTIONS,
     METRICS,
     BenchmarkInfo,
@@ -19,7 +20,6 @@ from evaluation.results import (
     Score,
     Value,
     is_share,
-    write_atomically,
 )
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH
 

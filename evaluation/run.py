@@ -11,27 +11,26 @@ others are compared with.
 """
 
 import argparse
-import os
 import platform
 import shlex
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longclip_hf.command import CommandParser, guarded, is_first_process
+
 if TYPE_CHECKING:
     import torch
+    from longclip_hf.evaluation.benchmarks import Benchmark, Classification, Retrieval
+    from longclip_hf.evaluation.encoding import Encoder
+    from longclip_hf.evaluation.page import Miss
+    from longclip_hf.evaluation.retrieval import Ranks
+    from longclip_hf.evaluation.scores import Bootstrap, Measured
 
-    from evaluation.benchmarks import Benchmark, Classification, Retrieval
-    from evaluation.encoding import Encoder
-    from evaluation.page import Miss
-    from evaluation.results import BenchmarkInfo, Direction, EffectiveLength, Results
-    from evaluation.retrieval import Ranks
-    from evaluation.scores import Bootstrap, Measured
+    from longclip_hf.results import BenchmarkInfo, Direction, EffectiveLength, Results
 
 EPILOG = """\
 It writes to --output:
@@ -41,17 +40,13 @@ It writes to --output:
   features/          what was encoded: an interrupted run goes on, another metric encodes nothing again
 """
 OUTPUTS = {"results.json", "report.md", "report.html", "effective_length.png", "recall.png", "lengths.png"}
-BAD_INPUT = 2  # exit code
 
 
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for models, data or settings that the user can mend."""
-    from evaluation.benchmarks import BENCHMARKS
+    from longclip_hf.evaluation.benchmarks import BENCHMARKS
 
-    parser = argparse.ArgumentParser(
-        prog="longclip-evaluate", description=__doc__, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    parser = CommandParser(prog="longclip-evaluate", description=__doc__, epilog=EPILOG)
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument(
         "--benchmark", nargs="+", required=True, metavar="NAME",
@@ -89,20 +84,10 @@ def main(args: list[str] | None = None) -> int:
     )
     given = sys.argv[1:] if args is None else args
     options = parser.parse_args(given)
-    if threading.current_thread() is threading.main_thread() and "RANK" not in os.environ:
-        # So that a terminated command keeps what it has encoded, like an interrupted one.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        run(options, shlex.join(["longclip-evaluate", *given]))
-    except (ValueError, OSError, ImportError) as error:
-        if _is_first_process():
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        if _is_first_process():
-            print("Interrupted. The same command goes on from what is encoded.", file=sys.stderr)
-        return 130
-    return 0
+    return guarded(
+        lambda: run(options, shlex.join(["longclip-evaluate", *given])),
+        lambda: "the same command goes on from what is encoded",
+    )
 
 
 def run(options: Any, command: str) -> None:
@@ -115,12 +100,12 @@ def run(options: Any, command: str) -> None:
     from datetime import UTC, datetime
 
     import transformers
+    from longclip_hf.evaluation.benchmarks import BENCHMARKS, Columns, load_benchmark
+    from longclip_hf.evaluation.encoding import Encoder
+    from longclip_hf.evaluation.feature_store import FeatureStore
+    from longclip_hf.evaluation.scores import Bootstrap, differences
 
-    from evaluation.benchmarks import BENCHMARKS, Columns, load_benchmark
-    from evaluation.encoding import Encoder
-    from evaluation.feature_store import FeatureStore
-    from evaluation.results import Difference, Model, Results, Score
-    from evaluation.scores import Bootstrap, differences
+    from longclip_hf.results import Difference, Model, Results, Score
 
     transformers.utils.logging.disable_progress_bar()
     bootstrap = Bootstrap(options.resamples, options.seed)
@@ -171,7 +156,7 @@ def run(options: Any, command: str) -> None:
                 misses += hardest_misses(name, benchmark, found, options.misses)
         hardware = _hardware(encoder)
         del encoder
-    if _is_first_process():
+    if is_first_process():
         now = datetime.now(UTC).isoformat(timespec="seconds")
         _write(
             Results(now, command, _versions(), hardware, models, list(infos.values()), scores, gained), misses, options
@@ -179,9 +164,10 @@ def run(options: Any, command: str) -> None:
 
 
 def _write(results: "Results", misses: "list[Miss]", options: Any) -> None:
-    from evaluation.page import write_page
-    from evaluation.report import markdown_table, write_report
-    from evaluation.results import write_results
+    from longclip_hf.evaluation.page import write_page
+    from longclip_hf.evaluation.report import markdown_table, write_report
+
+    from longclip_hf.results import write_results
 
     write_results(results, options.output / "results.json")
     written = ["results.json", *write_report(results, options.output)]
@@ -190,8 +176,9 @@ def _write(results: "Results", misses: "list[Miss]", options: Any) -> None:
         written.append("report.html")
     for name in sorted(OUTPUTS - set(written)):
         (options.output / name).unlink(missing_ok=True)  # of an earlier run, which would not fit these results
-    print(markdown_table(results))
-    print(f"Wrote {', '.join(str(options.output / name) for name in written)}.")
+    if not options.quiet:
+        print(markdown_table(results))
+        print(f"Wrote {', '.join(str(options.output / name) for name in written)}.")
 
 
 # One model on one benchmark
@@ -223,7 +210,7 @@ def evaluate(
     encoder: "Encoder", benchmark: "Retrieval | Classification", bootstrap: "Bootstrap", lengths: bool = True
 ) -> Found:
     """Encodes and measures; `lengths`: with the curve of effective length, for retrieval."""
-    from evaluation.benchmarks import Retrieval
+    from longclip_hf.evaluation.benchmarks import Retrieval
 
     if isinstance(benchmark, Retrieval):
         return _retrieval(encoder, benchmark, bootstrap, lengths)
@@ -232,10 +219,9 @@ def evaluate(
 
 def _retrieval(encoder: "Encoder", benchmark: "Retrieval", bootstrap: "Bootstrap", lengths: bool) -> Found:
     import torch
-
-    from evaluation.effective_length import default_lengths
-    from evaluation.retrieval import retrieval_ranks
-    from evaluation.scores import measure_lengths, measure_retrieval
+    from longclip_hf.evaluation.effective_length import default_lengths
+    from longclip_hf.evaluation.retrieval import retrieval_ranks
+    from longclip_hf.evaluation.scores import measure_lengths, measure_retrieval
 
     image_of = torch.tensor(benchmark.image_of)
     image_embeds = encoder.encode_images(benchmark.images)
@@ -260,9 +246,8 @@ def _retrieval(encoder: "Encoder", benchmark: "Retrieval", bootstrap: "Bootstrap
 
 def _classification(encoder: "Encoder", benchmark: "Classification", bootstrap: "Bootstrap") -> Found:
     import torch
-
-    from evaluation.classification import class_embeddings, classification_ranks
-    from evaluation.scores import measure_classification
+    from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
+    from longclip_hf.evaluation.scores import measure_classification
 
     image_embeds = encoder.encode_images(benchmark.images)
     prompts = [template.replace("{}", name) for name in benchmark.class_names for template in benchmark.templates]
@@ -282,8 +267,9 @@ def describe(
     import json
     from collections import Counter
 
-    from evaluation.benchmarks import Retrieval
-    from evaluation.results import BenchmarkInfo
+    from longclip_hf.evaluation.benchmarks import Retrieval
+
+    from longclip_hf.results import BenchmarkInfo
 
     notes = list(benchmark.notes)
     digests = [digest.hex() for digest in encoder.image_digests(benchmark.images)]
@@ -317,10 +303,11 @@ def hardest_misses(
     model: str, benchmark: "Retrieval | Classification", found: Found, count: int, shown: int = 3
 ) -> "list[Miss]":
     """The queries that were missed by most, with what was right and the first answers that were returned."""
-    from evaluation.benchmarks import Retrieval
-    from evaluation.images import decode_image
-    from evaluation.page import Item, Miss, thumbnail
-    from evaluation.scores import hardest, most_similar
+    from longclip_hf.evaluation.benchmarks import Retrieval
+    from longclip_hf.evaluation.page import Item, Miss, thumbnail
+    from longclip_hf.evaluation.scores import hardest, most_similar
+
+    from longclip_hf.images import decode_image
 
     def picture(row: int) -> bytes:
         file = benchmark.images[row]
@@ -406,10 +393,6 @@ def _positive(word: str) -> int:
     if int(word) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {word}")
     return int(word)
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 if __name__ == "__main__":

@@ -4,12 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from longclip_hf.evaluation.effective_length import LengthCurve, effective_length
+from longclip_hf.evaluation.intervals import (
+    Interval,
+    bootstrap_means,
+    bootstrap_medians,
+    difference_interval,
+    percentiles,
+)
+from longclip_hf.evaluation.retrieval import Ranks
 from torch.nn import functional as F
 
-from evaluation.effective_length import LengthCurve, effective_length
-from evaluation.intervals import Interval, bootstrap_means, bootstrap_medians, difference_interval, percentiles
-from evaluation.results import Difference, Direction, EffectiveLength, Value, is_share
-from evaluation.retrieval import Ranks
+from longclip_hf.results import Difference, Direction, EffectiveLength, Value, is_share
 
 KS = {"retrieval": (1, 5, 10), "classification": (1, 5)}
 

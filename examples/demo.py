@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from examples.scenes import CLIP, RECIPE
 
 if TYPE_CHECKING:
-    from evaluation.results import Results
+    from longclip_hf.results import Results
 
 REPO = "YOU/longclip-scenes"  # the card's title
 TESTS = ("short", "long", "hard")
@@ -76,16 +76,16 @@ def run(options: argparse.Namespace) -> int:
                 return code
     if not (output / "stretched").exists():
         words = [str(CLIP), "--output", str(output / "stretched"), "--dtype", "float32"]
-        if code := _step(console, "conversion.stretch", words):
+        if code := _step(console, "longclip_hf.conversion.stretch", words):
             return code
     training = ["--recipe", str(RECIPE), "--model", str(output / "stretched"), "--data", str(data / "train")]
     training += ["--output_dir", str(tuned), *(["--max_steps", str(options.steps)] if options.steps else [])]
-    if code := _step(console, "training.train", training):
+    if code := _step(console, "longclip_hf.training.train", training):
         return code
     words = [str(CLIP), str(output / "stretched"), str(tuned), "--output", str(evaluation), "--html"]
     words += ["--benchmark", *(str(data / split) for split in TESTS), "imagefolder"]
     words += ["--data", str(data / "classes"), "--templates", str(data / "classes" / "templates.txt")]
-    if code := _step(console, "evaluation.run", words, quiet=True):
+    if code := _step(console, "longclip_hf.evaluation.run", words, quiet=True):
         return code
     _write_card(tuned, evaluation / "results.json", training)
     console.print()
@@ -137,7 +137,7 @@ def _step(console: Any, module: str, words: list[str], quiet: bool = False) -> i
 
 def _write_card(folder: Path, results: Path, training: list[str]) -> None:
     """The model's card with what was measured, as `conversion/publish.py` would send it."""
-    from conversion.publish import prepare, write_card
+    from longclip_hf.conversion.publish import prepare, write_card
 
     made_with = shlex.join(["python", "training/train.py", *training])
     write_card(prepare(folder, REPO, results=[results], made_with=made_with, license="apache-2.0", overwrite=True))
@@ -198,7 +198,7 @@ def conclude(console: Any, results: Path, ranks: dict[str, int], seconds: float)
     """The one table: what the original, the stretched and the fine-tuned model can do."""
     from rich.table import Table
 
-    from evaluation.results import read_results
+    from longclip_hf.results import read_results
 
     found = read_results(results)
     names = ("original", "stretched", "fine-tuned")

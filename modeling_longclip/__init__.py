@@ -23,3 +23,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = "configuration_longclip" if name.endswith("Config") else "modeling_longclip"
     return getattr(import_module(f".{module}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

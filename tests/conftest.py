@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from longclip_hf.conversion.stretch import stretch
 
-from conversion.stretch import stretch
 from examples.random_clip import write_checkpoint
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from evaluation.results import (
+from longclip_hf.results import (
     DIRECTIONS,
     BenchmarkInfo,
     Difference,

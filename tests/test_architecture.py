@@ -10,30 +10,33 @@ from pathlib import Path
 
 import pytest
 from conftest import run_python
+from longclip_hf.conversion.folder import CODE_FILES
 from packaging.requirements import Requirement
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 import modeling_longclip
-from conversion.folder import CODE_FILES
 from modeling_longclip.configuration_longclip import AUTO_MAP
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "modeling_longclip"
 
-# Folder -> what it may import of the project, itself aside.
+# Folder -> what it may import of the project, itself aside. The floor of everything above is `longclip_hf`.
 DIRECTIONS = {
     "modeling_longclip": set(),
-    "conversion": {"modeling_longclip"},
-    "evaluation": {"modeling_longclip"},
-    "training": {"modeling_longclip", "evaluation"},
-    "examples": {"modeling_longclip", "conversion", "training", "evaluation"},
-    "benchmarks": {"modeling_longclip", "conversion", "training", "evaluation", "examples"},
+    "longclip_hf": {"modeling_longclip"},
+    "conversion": {"modeling_longclip", "longclip_hf"},
+    "evaluation": {"modeling_longclip", "longclip_hf"},
+    "training": {"modeling_longclip", "longclip_hf", "evaluation"},
+    "examples": {"modeling_longclip", "longclip_hf", "conversion", "training", "evaluation"},
+    "benchmarks": {"modeling_longclip", "longclip_hf", "conversion", "training", "evaluation", "examples"},
 }
+INSTALLED = ("conversion", "evaluation", "training")  # folder X is imported as longclip_hf.X, and by no other name
 # Module -> modules of the project that it must not import: mathematics never touches the process group.
 PURE = {
     "training/losses.py": {"training.gathering", "training.trainer"},
     "training/components.py": {"training.gathering", "training.trainer"},
 }
+FACADE = ROOT / "longclip_hf" / "__init__.py"
 HUB_REQUIREMENTS = {"torch", "transformers", "packaging"}
 
 
@@ -55,7 +58,7 @@ def parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
-def modules(file: Path) -> Iterator[str]:
+def imported(file: Path) -> Iterator[str]:
     """Full names of what `file` imports anywhere, inside functions too: `a.b.c` for `from a.b import c`."""
     package = file.parent.relative_to(ROOT).parts
     for node in ast.walk(parse(file)):
@@ -64,6 +67,13 @@ def modules(file: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
             yield from (".".join(filter(None, (base, node.module, alias.name))) for alias in node.names)
+
+
+def modules(file: Path) -> Iterator[str]:
+    """As `imported`, but by folders: `training.losses` for `longclip_hf.training.losses`."""
+    for name in imported(file):
+        below = name.removeprefix("longclip_hf.")
+        yield below if below.split(".")[0] in INSTALLED else name
 
 
 def tops(file: Path) -> set[str]:
@@ -78,13 +88,18 @@ def relative(file: Path) -> list[ast.ImportFrom]:
 def test_directions(file: Path) -> None:
     own = name_of(file).split("/")[0]
     project = set(DIRECTIONS) | {"tests", "conftest", "hub_server"}
-    assert tops(file) & project <= DIRECTIONS[own] | {own}
+    if file != FACADE:  # which shows what all of them have, and imports it when it is first used
+        assert tops(file) & project <= DIRECTIONS[own] | {own}
+
+
+@pytest.mark.parametrize("file", files_of(*DIRECTIONS, "tests"), ids=name_of)
+def test_no_module_exists_twice(file: Path) -> None:
+    """A folder's own name would be a second copy of its modules, and a user may call a package of theirs so."""
+    assert not {name.split(".")[0] for name in imported(file)} & set(INSTALLED)
 
 
 @pytest.mark.parametrize(("module", "forbidden"), PURE.items(), ids=list(PURE))
 def test_mathematics_is_apart(module: str, forbidden: set[str]) -> None:
-    if not (ROOT / module).exists():
-        pytest.skip(f"{module} does not exist yet")
     assert not [name for name in modules(ROOT / module) if name.startswith(tuple(forbidden))]
 
 
@@ -152,7 +167,7 @@ def test_numbers_of_the_paper_stand_once(file: Path) -> None:
     assert [number for number in numbers if number in (20, 77, 248)] == ([20, 77] if home else [])
 
 
-@pytest.mark.parametrize("file", files_of("modeling_longclip", "conversion", "evaluation", "training"), ids=name_of)
+@pytest.mark.parametrize("file", files_of("modeling_longclip", "longclip_hf", *INSTALLED), ids=name_of)
 def test_versions_of_transformers_are_known_in_one_place(file: Path) -> None:
     tree = parse(file)
     attributes = [
@@ -179,7 +194,7 @@ SCRIPTS = [file for file in files_of("conversion", "training", "evaluation") if 
 
 @pytest.mark.parametrize("file", SCRIPTS, ids=name_of)
 def test_a_script_shows_its_help_without_heavy_imports(file: Path) -> None:
-    module = name_of(file).removesuffix(".py").replace("/", ".")
+    module = "longclip_hf." + name_of(file).removesuffix(".py").replace("/", ".")
     loaded = run_python(f"import sys, {module}; print(*sorted(sys.modules))", cwd=ROOT).split()
     assert module in loaded
     assert not {"torch", "transformers", "numpy", "huggingface_hub"} & set(loaded)
@@ -202,7 +217,7 @@ def test_every_script_is_a_command_that_explains_itself() -> None:
     parser.read(ROOT / "setup.cfg")
     lines = parser["options.entry_points"]["console_scripts"].strip().splitlines()
     commands = dict(re.split(r"\s*=\s*", line) for line in lines)
-    targets = {f"{name_of(file).removesuffix('.py').replace('/', '.')}:main" for file in SCRIPTS}
+    targets = {f"longclip_hf.{name_of(file).removesuffix('.py').replace('/', '.')}:main" for file in SCRIPTS}
     assert set(commands.values()) == targets
     for command in commands:
         script = Path(sys.executable).with_name(command)

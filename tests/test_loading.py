@@ -35,7 +35,7 @@ import json, sys
 from pathlib import Path
 
 if args.get("blocked", True):
-    for name in ("modeling_longclip", "conversion", "training", "evaluation", "examples"):
+    for name in ("modeling_longclip", "longclip_hf", "examples"):
         sys.modules[name] = None  # importing it raises ModuleNotFoundError
 
 import numpy as np
@@ -229,7 +229,7 @@ long = message(model.get_text_features, torch.zeros(1, 249, dtype=torch.long))
 model.save_pretrained(args["again"])
 AutoProcessor.from_pretrained(args["source"], **trust).save_pretrained(args["again"])
 parts = [f"{type(part).__module__}.{type(part).__name__}" for part in (model.config, model.config.text_config)]
-imports = [message(__import__, name) is not None for name in ("modeling_longclip", "conversion")]
+imports = [message(__import__, name) is not None for name in ("modeling_longclip", "longclip_hf")]
 report(kinds=kinds, parts=parts, long=long, imports=imports)
 """
     again = tmp_path / "again"
@@ -387,7 +387,7 @@ def test_majors_read_each_other(direction: str, other_python: str, clip_folder: 
     pythons = [sys.executable, other_python]
     writer, reader = pythons if direction == "this major writes" else reversed(pythons)
     code = f"""{BY_HAND}
-from conversion.stretch import stretch
+from longclip_hf.conversion.stretch import stretch
 stretched, resaved = (str(Path(args["folder"], name)) for name in ("stretched", "resaved"))
 stretch(args["clip"], stretched)
 torch.save(by_hand(stretched), Path(args["folder"], "expected.pt"))

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from longclip_hf.training import trainer as trainer_module
+from longclip_hf.training.arguments import LongCLIPTrainingArguments
+from longclip_hf.training.captions import CaptionRow, first_sentence
+from longclip_hf.training.components import PrimaryComponents, primary_components
+from longclip_hf.training.trainer import LongCLIPTrainer
 from transformers import AutoProcessor, TrainerCallback
 
-import training.trainer
 from examples.random_clip import SENTENCES
 from modeling_longclip import LongCLIPModel
-from training.arguments import LongCLIPTrainingArguments
-from training.captions import CaptionRow, first_sentence
-from training.components import PrimaryComponents, primary_components
-from training.trainer import LongCLIPTrainer
 
 BATCH, STEPS, HELD_OUT = 12, 2, 7
 CASES = {
@@ -112,7 +112,7 @@ def main(checkpoint: str, output: str) -> None:
     if processes > 1:
         options["ddp_backend"] = "gloo"
     else:
-        training.trainer.primary_components = of_halves
+        trainer_module.primary_components = of_halves
     for case, settings in CASES.items():
         trainer = make_trainer(Path(checkpoint), folder, rows, heldout, **options, **settings)
         gradients = Gradients()

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from longclip_hf.training.losses import Strategy
 from transformers import TrainingArguments
 
-from evaluation.images import MAX_PIXELS
-from training.losses import Strategy
+from longclip_hf.images import MAX_PIXELS
 
 HELDOUT_ROWS = 1000  # as in the paper (section 4.1) and the released code
 

@@ -1,8 +1,8 @@
 """Rows -> (image, long caption, short caption).
 
-A source (`training.sources`) gives a table, `CaptionRows`, which a sampler indexes, or a stream, `CaptionStream`,
-which never ends and is divided among processes and dataloader workers. Both give the same `CaptionRow`s, which
-`training.collator` batches.
+A source (`sources.py`) gives a table, `CaptionRows`, which a sampler indexes, or a stream, `CaptionStream`, which
+never ends and is divided among processes and dataloader workers. Both give the same `CaptionRow`s, which `collator.py`
+batches.
 
 Rows that cannot be trained on are skipped without changing the number of batches, and counted by cause. The counts
 travel with the batches, because the rows are read in other processes than the one that reports them.
@@ -22,16 +22,13 @@ from typing import Any, TypedDict
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from evaluation.images import LARGEST_ASPECT_RATIO, to_rgb
+from longclip_hf.errors import DataError
+from longclip_hf.images import LARGEST_ASPECT_RATIO, to_rgb
 
 logger = logging.getLogger(__name__)
 
 # In the order of the counts that travel with rows and batches.
 BAD_ROW_CAUSES = ("missing", "unreadable", "oversized", "empty_caption")
-
-
-class DataError(ValueError):
-    """Data that cannot be trained on: the message says which, why, and what to do."""
 
 
 class BadRow(Exception):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from longclip_hf.training.captions import CaptionRow
 from PIL import Image
 
-from evaluation.images import to_rgb
-from training.captions import CaptionRow
+from longclip_hf.images import to_rgb
 
 
 class CaptionCollator:

@@ -6,22 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch.utils.data import Subset
-
-from evaluation.json_list import JSONListError, json_objects
-from training.arguments import DataArguments
-from training.captions import (
+from longclip_hf.training.arguments import DataArguments
+from longclip_hf.training.captions import (
     BAD_ROW_CAUSES,
     BadRow,
     CaptionRows,
     CaptionStream,
-    DataError,
     RowReader,
     all_bad,
     bad_rows_report,
     shard_rows,
 )
+from PIL import Image
+from torch.utils.data import Subset
+
+from longclip_hf.errors import DataError, JSONListError
+from longclip_hf.json_list import json_objects
 
 logger = logging.getLogger(__name__)
 

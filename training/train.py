@@ -13,16 +13,14 @@ import argparse
 import difflib
 import functools
 import json
-import os
-import re
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from longclip_hf.command import BAD_INPUT, complain, guarded, spelled_as_known
+from modeling_longclip import __version__
 
 RECIPES = Path(__file__).parent / "recipes"
 # Of transformers' 130 or so settings, those that `--help` shows beside our own.
@@ -47,6 +45,7 @@ class Settings:
     model: Any
     data: Any
     training: Any
+    quiet: bool = False
 
 
 def recipe_names() -> list[str]:
@@ -80,7 +79,7 @@ def parse(args: list[str]) -> Settings:
         ValueError: for a recipe that does not exist, a setting that nobody knows, or values that do not fit.
         SystemExit: after `--help`, and with code 2 for a command line that argparse refuses.
     """
-    from training.arguments import DataArguments, LongCLIPTrainingArguments, ModelArguments
+    from longclip_hf.training.arguments import DataArguments, LongCLIPTrainingArguments, ModelArguments
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
@@ -100,10 +99,12 @@ def parse(args: list[str]) -> Settings:
             if value is not None:
                 given += [f"--{name}", *_words(value)]
     namespace = parser.parse_args([*given, *rest])
+    if namespace.quiet:
+        namespace.disable_tqdm, namespace.log_level = True, "error"
     model, data, training = (
         part(**{field.name: getattr(namespace, field.name) for field in fields(part) if field.init}) for part in parts
     )
-    return Settings(model, data, training)
+    return Settings(model, data, training, namespace.quiet)
 
 
 def _words(value: Any) -> list[str]:
@@ -121,10 +122,13 @@ def _parser(parts: tuple[Any, ...], everything: bool) -> Any:
             return action.help if action.default is None else super()._get_help_string(action)
 
     class Parser(HfArgumentParser):
+        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+            return super().parse_known_args([spelled_as_known(self, word) for word in args], namespace)
+
         def error(self, message: str) -> None:
             """Without the usage, which would be longer than a screen."""
-            _complain(f"{message} (--help explains the settings)")
-            raise SystemExit(2)
+            complain(f"{message} (--help explains the settings)")
+            raise SystemExit(BAD_INPUT)
 
     parser = Parser(
         parts,
@@ -137,6 +141,8 @@ def _parser(parts: tuple[Any, ...], everything: bool) -> Any:
     )
     parser.add_argument("--recipe", help=f"{', '.join(recipe_names())}, or a YAML file of settings")
     parser.add_argument("--help_all", action="help", help="show transformers' settings too, and exit")
+    parser.add_argument("--version", action="version", version=f"longclip-train {__version__}")
+    parser.add_argument("--quiet", action="store_true", help="print errors and nothing else")
     hidden = set() if everything else {field.name for field in fields(TrainingArguments)} - set(SHOWN)
     for action in parser._actions:
         if action.dest in hidden:
@@ -152,24 +158,20 @@ def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for settings, data or a checkpoint that the user can mend."""
     import transformers  # noqa: F401  its own errors, of a version that does not fit, are not ours
 
-    settings = None
-    with _terminated_like_interrupted():
-        try:
-            settings = parse(sys.argv[1:] if args is None else args)
-            run(settings)
-        except _mendable() as error:
-            if settings is not None and settings.training.log_level == "debug":
-                raise
-            _complain(one_line(error), every_process=settings is not None)
-            _leave_process_group(together=False)
-            return 2
-        except KeyboardInterrupt as stop:
-            if _is_first_process():
-                print("Interrupted. The same command goes on from the last complete checkpoint.", file=sys.stderr)
-            _leave_process_group(together=False)
-            return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
-    _leave_process_group(together=True)
-    return 0
+    settings: list[Settings] = []
+
+    def work() -> None:
+        settings.append(parse(sys.argv[1:] if args is None else args))
+        run(settings[0])
+
+    code: int | None = None
+    try:
+        code = guarded(
+            work, lambda: "the same command goes on from the last complete checkpoint", lambda: bool(settings)
+        )
+        return code
+    finally:
+        _leave_process_group(together=code == 0)
 
 
 def run(settings: Settings) -> dict[str, float]:
@@ -179,15 +181,15 @@ def run(settings: Settings) -> dict[str, float]:
         ValueError: for settings that do not fit each other, the model or the data.
     """
     import torch
-    from transformers import AutoProcessor, TrainerCallback, set_seed
+    from longclip_hf.training.captions import CaptionStream
+    from longclip_hf.training.checkpoints import COMPLETE, is_complete, last_complete_checkpoint
+    from longclip_hf.training.collator import CaptionCollator
+    from longclip_hf.training.sources import load_rows
+    from longclip_hf.training.trainer import LongCLIPTrainer
+    from transformers import AutoProcessor, PrinterCallback, TrainerCallback, set_seed
 
     from modeling_longclip import LongCLIPModel
     from modeling_longclip.defaults import CLIP_LENGTH
-    from training.captions import CaptionStream
-    from training.checkpoints import COMPLETE, is_complete, last_complete_checkpoint
-    from training.collator import CaptionCollator
-    from training.sources import load_rows
-    from training.trainer import LongCLIPTrainer
 
     class StopIfDone(TrainerCallback):
         """The Trainer takes one step too many when it goes on from the checkpoint of the last step."""
@@ -240,10 +242,12 @@ def run(settings: Settings) -> dict[str, float]:
         data_collator=collator,
         callbacks=[StopIfDone()],
     )
+    if settings.quiet:
+        trainer.remove_callback(PrinterCallback)  # the Trainer's, where it shows no bar
     resume = training.resume_from_checkpoint or last_complete_checkpoint(training.output_dir)
     if resume is not None and not is_complete(resume):
         raise ValueError(f"{resume} is not a checkpoint that was written whole: it holds no {COMPLETE}.")
-    if resume is not None and trainer.is_world_process_zero():
+    if resume is not None and trainer.is_world_process_zero() and not settings.quiet:
         print(f"Going on from {resume}.", flush=True)
     with suppress(_Done):
         trainer.train(resume_from_checkpoint=str(resume) if resume is not None else None)
@@ -254,7 +258,9 @@ def run(settings: Settings) -> dict[str, float]:
         # Not into all_results.json too: the Trainer reads it first, and a kill can have left it empty.
         trainer.save_metrics("eval", metrics, combined=False)
     trainer.save_model(training.output_dir)
-    trainer.report()
+    said = trainer.report()
+    if trainer.is_world_process_zero() and not settings.quiet:
+        print(said)
     return metrics
 
 
@@ -277,58 +283,6 @@ def with_adapters(model: Any, rank: int, alpha: int) -> Any:
 
 
 # The process and its group
-
-
-def _mendable() -> tuple[type[Exception], ...]:
-    """What settings, data and files raise. Other exceptions are bugs and keep their traceback."""
-    try:
-        from datasets.exceptions import DatasetsError
-    except ImportError:
-        return (ValueError, OSError, ImportError)
-    return (ValueError, OSError, ImportError, DatasetsError)
-
-
-def one_line(error: Exception) -> str:
-    """What `error` says, on one line; of one in a dataloader worker, without the worker's traceback."""
-    text = str(error)
-    if text.startswith("Caught "):
-        text = re.split(r"\n[\w.]*" + type(error).__name__ + ": ", text)[-1]
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _is_first_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def _complain(message: str, every_process: bool = False) -> None:
-    """`every_process`: data can be wrong for one process only; settings are wrong for all of them."""
-    if every_process or _is_first_process():
-        of = f" (process {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        print(f"error{of}: {message}", file=sys.stderr, flush=True)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
-def _terminate(*_: Any) -> None:
-    raise _Terminated
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends a process of its own like Ctrl-C, with exit code 143. One of several dies at once, as without this:
-    it may hang in a collective, where no Python runs, and its launcher waits.
-    """
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and threading.current_thread() is threading.main_thread()
-    if not alone:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _leave_process_group(together: bool) -> None:

@@ -13,29 +13,30 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
-
-from evaluation.retrieval import retrieval_ranks
-from modeling_longclip import LongCLIPModel
-from modeling_longclip.compat import complete_processor
-from training.arguments import LongCLIPTrainingArguments
-from training.captions import BAD_ROW_CAUSES, CaptionStream, bad_rows_report
-from training.checkpoints import (
+from longclip_hf.evaluation.retrieval import retrieval_ranks
+from longclip_hf.training.arguments import LongCLIPTrainingArguments
+from longclip_hf.training.captions import BAD_ROW_CAUSES, CaptionStream, bad_rows_report
+from longclip_hf.training.checkpoints import (
     checkpoints,
     delete_checkpoint,
     last_complete_checkpoint,
     mark_complete,
     read_counts,
 )
-from training.collator import CaptionCollator, even_groups, length_groups
-from training.components import check_components, primary_components, second_moments
-from training.curves import draw_curves
-from training.encoding import Embeddings, FrozenText, clip_of, encode, encode_texts, forward_is, keep_rows_fixed
-from training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
-from training.losses import (
+from longclip_hf.training.collator import CaptionCollator, even_groups, length_groups
+from longclip_hf.training.components import check_components, primary_components, second_moments
+from longclip_hf.training.curves import draw_curves
+from longclip_hf.training.encoding import (
+    Embeddings,
+    FrozenText,
+    clip_of,
+    encode,
+    encode_texts,
+    forward_is,
+    keep_rows_fixed,
+)
+from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
+from longclip_hf.training.losses import (
     LossTerms,
     Strategy,
     bounded_loss,
@@ -45,6 +46,13 @@ from training.losses import (
     primary_component_loss,
     undistinguished_loss,
 )
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from modeling_longclip import LongCLIPModel
+from modeling_longclip.compat import complete_processor
 
 ADAPTERS = "adapters"  # the folder of a checkpoint that holds LoRA's adapters; the checkpoint itself is merged
 
@@ -425,18 +433,18 @@ class LongCLIPTrainer(Trainer):
         finally:
             self.state.best_model_checkpoint = best
 
-    def report(self) -> None:
-        """Says what was skipped and cut, and draws the curves to `curves.png`, on the main process."""
-        if not self.is_world_process_zero():
-            return
-        print(
+    def report(self) -> str:
+        """Draws the curves to `curves.png`, on the main process, and returns what was skipped and cut, in words."""
+        said = (
             f"{self.captions_seen} images with captions were trained on. {bad_rows_report(self.bad_rows.tolist())}. "
             f"Long captions cut at the model's length: {self.truncated}."
         )
-        try:
-            draw_curves(self.state.log_history, Path(self.args.output_dir) / "curves.png")
-        except ImportError:
-            print('No curves.png: it needs matplotlib, pip install "longclip-hf[train]".')
+        if self.is_world_process_zero():
+            try:
+                draw_curves(self.state.log_history, Path(self.args.output_dir) / "curves.png")
+            except ImportError:
+                said += ' No curves.png: it needs matplotlib, pip install "longclip-hf[train]".'
+        return said
 
 
 class _HoldLogitScale(TrainerCallback):

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from examples.scenes import CLIP, RECIPE
+from longclip_hf.files import write_atomically
 
 if TYPE_CHECKING:
-    from evaluation.results import Results
+    from longclip_hf.results import Results
 
 TESTS = ("short", "long", "hard")
 TEST_ROWS = {"long": 300, "hard": 300}
@@ -263,7 +264,7 @@ class Commands:
 
 def summarise(output: Path, folder: Path, commands: Commands) -> None:
     """Writes tables, claims, plots, figures and commands of all runs that are done to `folder`; prints the tables."""
-    from evaluation.results import read_results, write_atomically
+    from longclip_hf.results import read_results
 
     found: dict[str, dict[int, Results]] = {}
     for row in ROWS:
@@ -361,12 +362,12 @@ def share_kept() -> str:
     """What 8, 16 ... components carry of the variance of the base's image features, in a batch of the recipe."""
     import torch
     import yaml
+    from longclip_hf.training.components import primary_components
     from torch.nn import functional as F
     from transformers import AutoProcessor, CLIPModel
 
     from examples.scenes.dataset import example
     from modeling_longclip.compat import features
-    from training.components import primary_components
 
     batch = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["per_device_train_batch_size"]
     images = [example("train", index)["image"] for index in range(batch)]
@@ -441,7 +442,7 @@ def draw_sweeps(found: dict[str, dict[int, "Results"]], file: Path) -> None:
 
 
 def _draw_curves(panel: Any, found: Any, rows: list[tuple[str, Row]], benchmark: str, title: str) -> None:
-    from evaluation.report import COLOURS, LINES
+    from longclip_hf.evaluation.report import COLOURS, LINES
 
     for number, (label, row) in enumerate(rows):
         if points := curve(found, row, benchmark):
@@ -473,10 +474,8 @@ def _draw(draw: Callable[[Any], None], panels: int, file: Path) -> None:
     import io
 
     import matplotlib.style
+    from longclip_hf.evaluation.report import STYLE
     from matplotlib.figure import Figure
-
-    from evaluation.report import STYLE
-    from evaluation.results import write_atomically
 
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(3.4 * panels, 2.8), layout="constrained", dpi=200)

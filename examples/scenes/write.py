@@ -18,6 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from longclip_hf.errors import ConversionError
+from longclip_hf.files import new_folder
+
 ROWS_PER_SHARD = 1000
 BYTES_PER_ROW = 3000  # at most, picture and captions
 
@@ -40,8 +43,6 @@ def main(args: list[str] | None = None) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    from conversion.folder import new_folder
-    from conversion.tensors import ConversionError
     from examples.scenes.captions import TEMPLATES
     from examples.scenes.dataset import example, row_count
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from longclip_hf.conversion import card
+from longclip_hf.conversion.card import make_card, read_evaluations, read_origin
 from sample_results import sample_results
 
-from conversion import card
-from conversion.card import make_card, read_evaluations, read_origin
-from conversion.tensors import ConversionError
-from evaluation import results as evaluation_results
+from longclip_hf import results as evaluation_results
+from longclip_hf.errors import ConversionError
 
 Copy = Callable[[Path], Path]
 NAME = "long-clip-vit-base-patch16"  # in the sample

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from longclip_hf.conversion.checkpoint import (
+    DERIVED_BUFFERS,
+    POSITION_TABLE,
+    expected_shapes,
+    long_config,
+    read_checkpoint,
+)
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from conversion.checkpoint import DERIVED_BUFFERS, POSITION_TABLE, expected_shapes, long_config, read_checkpoint
-from conversion.tensors import ConversionError
 from examples.random_clip import clip_config
+from longclip_hf.errors import ConversionError
 from modeling_longclip import (
     LongCLIPConfig,
     LongCLIPModel,

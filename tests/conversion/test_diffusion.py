@@ -13,15 +13,15 @@ import pytest
 import torch
 from conftest import run_python
 from hub_server import HubServer
+from longclip_hf.conversion.checkpoint import DERIVED_BUFFERS, POSITION_TABLE
+from longclip_hf.conversion.diffusion import convert, main
+from longclip_hf.conversion.positions import stretch_positions
+from longclip_hf.conversion.stretch import stretch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from conversion.checkpoint import DERIVED_BUFFERS, POSITION_TABLE
-from conversion.diffusion import convert, main
-from conversion.positions import stretch_positions
-from conversion.stretch import stretch
-from conversion.tensors import ConversionError
 from examples.random_clip import clip_config, write_image_settings, write_tokenizer
+from longclip_hf.errors import ConversionError
 from modeling_longclip import LongCLIPTextModel
 
 diffusers = pytest.importorskip("diffusers", reason="the extra `diffusion` is not installed")
@@ -496,7 +496,8 @@ class TestFolder:
         (source / "v1-5-pruned.ckpt").write_bytes(b"opaque")
         with HubServer(tmp_path / "hub", lfs_threshold=10_000) as hub:
             hub.add_repo("user/sd", source)
-            code = "from conversion.diffusion import main; assert main(['user/sd', '--output', 'long', '--link']) == 0"
+            call = "main(['user/sd', '--output', 'long', '--link'])"
+            code = f"from longclip_hf.conversion.diffusion import main; assert {call} == 0"
             run_python(code, hub.environment(), cwd=tmp_path)
         assert "v1-5-pruned.ckpt" not in files_of(tmp_path / "long")
         prompts = prompt_of(WORDS), prompt_of(WORDS, w199="cat")

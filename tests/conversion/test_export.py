@@ -17,16 +17,15 @@ import torch
 from conftest import run_python
 from hypothesis import given
 from hypothesis import strategies as st
+from longclip_hf.conversion import towers
+from longclip_hf.conversion.export import ExportReport, export, main
+from longclip_hf.evaluation.benchmarks import ImageFile, Retrieval
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, CLIPTextModelWithProjection
 
 from benchmarks.exported_models import recall_drift, text_batches
-from conversion import towers
-from conversion.export import ExportReport, export, main
-from conversion.parity import ProofError
-from conversion.tensors import ConversionError
-from evaluation.benchmarks import ImageFile, Retrieval
+from longclip_hf.errors import ConversionError, ProofError
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import features
 
@@ -292,7 +291,7 @@ def test_the_snippet_of_the_documentation(
     Image.effect_noise((61, 47), 60).convert("RGB").save(tmp_path / "photo.jpg")
     snippet += """
 import sys
-assert not {"torch", "transformers", "conversion"} & sys.modules.keys()
+assert not {"torch", "transformers", "longclip_hf"} & sys.modules.keys()
 print(json.dumps([captions, input_ids.tolist(), probabilities.tolist()]))
 """
     captions, input_ids, probabilities = json.loads(run_python(snippet, cwd=tmp_path).splitlines()[-1])

@@ -14,13 +14,14 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCardData
+from longclip_hf.conversion import folder as folder_module
+from longclip_hf.conversion.folder import write_card, write_code, write_image_processor, write_tokenizer
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTokenizerFast
 
-from conversion import folder as folder_module
-from conversion.folder import new_folder, write_card, write_code, write_image_processor, write_tokenizer
-from conversion.tensors import ConversionError
 from examples.random_clip import SENTENCES
+from longclip_hf.errors import ConversionError
+from longclip_hf.files import new_folder
 
 slow_tokenizer = pytest.mark.skipif(
     int(transformers.__version__.split(".")[0]) >= 5,

@@ -7,11 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import CLIPModel
-
-from conversion.key_map import to_original
-from conversion.layouts import (
+from longclip_hf.conversion.key_map import to_original
+from longclip_hf.conversion.layouts import (
     OPEN_CLIP_CONFIG,
     Original,
     clip_config,
@@ -21,9 +18,12 @@ from conversion.layouts import (
     read_original,
     stretch_settings,
 )
-from conversion.tensors import ConversionError
+from safetensors.torch import save_file
+from transformers import CLIPModel
+
 from examples.random_clip import SIZES
 from examples.random_clip import clip_config as random_clip_config
+from longclip_hf.errors import ConversionError
 from tests.conversion.straight_line import random_state
 
 IMAGES = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3, "size": {"shortest_edge": 224}}

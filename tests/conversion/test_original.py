@@ -14,17 +14,16 @@ import pytest
 import torch
 from conftest import run_python
 from hub_server import HubServer
+from longclip_hf.conversion import layouts
+from longclip_hf.conversion import tensors as tensors_module
+from longclip_hf.conversion.layouts import OPEN_CLIP_CONFIG
+from longclip_hf.conversion.original import convert, convert_back, main
+from longclip_hf.conversion.stretch import stretch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
-from conversion import layouts
-from conversion import tensors as tensors_module
-from conversion.layouts import OPEN_CLIP_CONFIG
-from conversion.original import convert, convert_back, main
-from conversion.parity import ProofError
-from conversion.stretch import stretch
-from conversion.tensors import ConversionError
 from examples.random_clip import SIZES, write_image_settings, write_tokenizer
+from longclip_hf.errors import ConversionError, ProofError
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import features
 from tests.conversion.straight_line import image_features, random_state, text_features
@@ -623,7 +622,7 @@ def test_from_the_hub(released: Path, tokenizer: Path, tmp_path: Path) -> None:
         hub.add_repo("user/longclip", source)
         hub.add_repo("user/base", tokenizer)
         run_python(
-            "from conversion.original import main\n"
+            "from longclip_hf.conversion.original import main\n"
             "rest = ['--tokenizer', 'user/base', '--output']\n"
             "assert main(['user/longclip', 'longclip-L@336px.pt', *rest, 'out']) == 0\n"
             "assert main(['user/longclip', 'nothing.pt', *rest, 'other']) == 2\n"

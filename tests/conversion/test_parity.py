@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from longclip_hf.conversion.checkpoint import POSITION_TABLE
+from longclip_hf.conversion.parity import prove_formula, prove_kept_rows, prove_same_tensors, prove_short_features
+from longclip_hf.conversion.positions import stretch_positions
+from longclip_hf.conversion.tensors import StoredTensor, read_safetensors, read_torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 
-from conversion.checkpoint import POSITION_TABLE
-from conversion.parity import ProofError, prove_formula, prove_kept_rows, prove_same_tensors, prove_short_features
-from conversion.positions import stretch_positions
-from conversion.tensors import StoredTensor, read_safetensors, read_torch
+from longclip_hf.errors import ProofError
 from modeling_longclip import LongCLIPConfig
 
 Edit = Callable[..., None]
@@ -55,7 +56,7 @@ class TestSameTensors:
         prove_same_tensors(read_safetensors(file), source)
 
     def test_a_large_tensor_is_read_to_its_last_byte(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("conversion.parity._CHUNK", 1000)
+        monkeypatch.setattr("longclip_hf.conversion.parity._CHUNK", 1000)
         for name in ("ours", "theirs"):
             save_file({"weight": torch.zeros(1001)}, tmp_path / name)
         source = read_safetensors(tmp_path / "theirs")

@@ -9,8 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from conversion.positions import stretch_positions, stretched_length
+from longclip_hf.conversion.positions import stretch_positions, stretched_length
 
 
 @st.composite

@@ -14,14 +14,14 @@ import pytest
 import torch
 from conftest import run_python
 from hub_server import HubServer
+from longclip_hf.conversion import publish
+from longclip_hf.conversion.publish import check_loads, choose_files, main, prepare, write_card
+from longclip_hf.conversion.stretch import stretch
 from PIL import Image
 from transformers import AutoProcessor
 
-from conversion import publish
-from conversion.publish import check_loads, choose_files, main, prepare, write_card
-from conversion.stretch import stretch
-from conversion.tensors import ConversionError
 from examples.random_clip import write_checkpoint
+from longclip_hf.errors import ConversionError
 from modeling_longclip import LongCLIPModel
 
 Copy = Callable[[Path], Path]
@@ -231,8 +231,8 @@ os.environ.update(hub.environment())
 pauses = []
 time.sleep = pauses.append  # the client's own pauses between two attempts too
 
-from conversion.publish import prepare, upload
-from conversion.tensors import ConversionError
+from longclip_hf.conversion.publish import prepare, upload
+from longclip_hf.errors import ConversionError
 
 def attempt(name, **options):
     "Uploads to user/NAME; what the Hub had to do for it."
@@ -462,7 +462,7 @@ def replace_config(folder: Path, config: Path) -> Path:
 def run_main(args: list[Any], hub: HubServer, cwd: Path) -> str:
     """The command in a process of its own, whose output never shows the token."""
     done = subprocess.run(
-        [sys.executable, "-m", "conversion.publish", *map(str, args)],
+        [sys.executable, "-m", "longclip_hf.conversion.publish", *map(str, args)],
         capture_output=True, text=True, cwd=cwd, env={**os.environ, **hub.environment(), "COLUMNS": "120"},
         timeout=120, check=False,
     )  # fmt: skip

@@ -15,16 +15,16 @@ import pytest
 import torch
 from conftest import run_python
 from hub_server import HubServer
+from longclip_hf.conversion import folder as folder_module
+from longclip_hf.conversion import tensors
+from longclip_hf.conversion.checkpoint import DERIVED_BUFFERS, POSITION_TABLE
+from longclip_hf.conversion.positions import stretch_positions
+from longclip_hf.conversion.stretch import main, stretch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
-from conversion import folder as folder_module
-from conversion import tensors
-from conversion.checkpoint import DERIVED_BUFFERS, POSITION_TABLE
-from conversion.positions import stretch_positions
-from conversion.stretch import main, stretch
-from conversion.tensors import ConversionError
 from examples.random_clip import SENTENCES, SIZES, write_checkpoint
+from longclip_hf.errors import ConversionError
 from modeling_longclip import LongCLIPConfig, LongCLIPModel, LongCLIPTextModel, LongCLIPTextModelWithProjection
 from modeling_longclip.compat import features
 
@@ -615,8 +615,8 @@ class TestRefused:
 # Copies a little of the weights, says so, and sleeps.
 STALLED = """
 import signal, sys, time
-from conversion import tensors
-from conversion.stretch import main
+from longclip_hf.conversion import tensors
+from longclip_hf.conversion.stretch import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 
@@ -720,7 +720,7 @@ class TestProcess:
             (source / "config.json").write_text("{}")
             hub.add_repo("user/clip", source)
             run_python(
-                f"from conversion.stretch import main\n"
+                f"from longclip_hf.conversion.stretch import main\n"
                 f"assert main(['user/clip', '--revision', '{wanted}', '--push-to-hub', 'user/long']) == 0",
                 hub.environment(),
                 cwd=tmp_path,

@@ -15,20 +15,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-
-from conversion import tensors as tensors_module
-from conversion.tensors import (
+from longclip_hf.conversion import tensors as tensors_module
+from longclip_hf.conversion.tensors import (
     DTYPE_NAMES,
     DTYPES,
-    ConversionError,
     StoredTensor,
     read_safetensors,
     read_torch,
     target_dtype,
     write_safetensors,
 )
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from longclip_hf.errors import ConversionError
 
 NAMES = ["bias", "weight", "scalar", "empty", "half", "brain", "double", "ids", "short_ids", "bytes", "mask"]
 

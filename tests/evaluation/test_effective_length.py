@@ -4,9 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-from evaluation.effective_length import default_lengths, effective_length, gain_of_longer, truncate_ids
-from evaluation.intervals import bootstrap_interval
+from longclip_hf.evaluation.effective_length import default_lengths, effective_length, gain_of_longer, truncate_ids
+from longclip_hf.evaluation.intervals import bootstrap_interval
 
 START, END = 98, 99
 LENGTHS = [10, 20, 30, 40, 50, 60]

@@ -17,14 +17,15 @@ import torch
 from conftest import run_python
 from encoding_runs import KILL_AT, encoded, make_captions, make_encoder, make_images
 from hub_server import HubServer
+from longclip_hf.evaluation.benchmarks import ImageFile
+from longclip_hf.evaluation.encoding import Encoder
+from longclip_hf.evaluation.feature_store import FeatureStore
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, CLIPModel, CLIPTextModelWithProjection, SiglipConfig, SiglipModel
 
-from evaluation.benchmarks import ImageFile
-from evaluation.encoding import Encoder, EncodingError
-from evaluation.feature_store import FeatureStore
 from examples.random_clip import SENTENCES, write_image_settings, write_tokenizer
+from longclip_hf.errors import EncodingError
 from modeling_longclip.compat import features
 from modeling_longclip.defaults import LENGTH
 
@@ -346,7 +347,7 @@ class TestCheckpoints:
             SiglipConfig(text_config=size | text, vision_config=size | {"image_size": 32, "patch_size": 16})
         )
         model.save_pretrained(folder)
-        with caplog.at_level(logging.WARNING, "evaluation.encoding"):
+        with caplog.at_level(logging.WARNING, "longclip_hf.evaluation.encoding"):
             encoder = make_encoder(folder)
         assert "is no CLIP but a SiglipModel: every text is padded to 40 tokens" in caplog.text
         captions = make_captions(longest=60)
@@ -407,7 +408,7 @@ class TestCheckpoints:
         with HubServer(tmp_path / "hub") as hub:
             code = (
                 "from huggingface_hub import HfApi\n"
-                "from evaluation.encoding import Encoder\n"
+                "from longclip_hf.evaluation.encoding import Encoder\n"
                 "api = HfApi()\n"
                 "api.create_repo('me/clip')\n"
                 f"commit = api.upload_folder(repo_id='me/clip', folder_path={str(clip_folder)!r}).oid\n"

@@ -11,9 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from longclip_hf.evaluation.feature_store import FeatureStore
 from safetensors.torch import load_file, save_file
-
-from evaluation.feature_store import FeatureStore
 
 SPACE, OTHER = "a" * 64, "b" * 64
 
@@ -142,7 +141,7 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.Mon
         file.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("evaluation.feature_store.save_file", full)
+    monkeypatch.setattr("longclip_hf.evaluation.feature_store.save_file", full)
     with pytest.raises(OSError, match="no space"):
         fill(FeatureStore(tmp_path), a=1)
     assert shards(tmp_path) == []

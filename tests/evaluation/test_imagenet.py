@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from longclip_hf.evaluation import imagenet
 from open_clip_stub import NAMES, TEMPLATES, write_open_clip
-
-from evaluation import imagenet
 
 
 @pytest.fixture

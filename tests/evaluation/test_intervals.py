@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from evaluation.intervals import (
+from longclip_hf.evaluation.intervals import (
     bootstrap_interval,
     bootstrap_means,
     bootstrap_medians,

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run_python
-
-from evaluation.classification import accuracy, class_embeddings, classification_ranks
-from evaluation.effective_length import effective_length
-from evaluation.intervals import bootstrap_interval
-from evaluation.metrics import FEATURES, LongCLIPMetric
-from evaluation.retrieval import retrieval_ranks, summary
+from longclip_hf.evaluation.classification import accuracy, class_embeddings, classification_ranks
+from longclip_hf.evaluation.effective_length import effective_length
+from longclip_hf.evaluation.intervals import bootstrap_interval
+from longclip_hf.evaluation.metrics import FEATURES, LongCLIPMetric
+from longclip_hf.evaluation.retrieval import retrieval_ranks, summary
 
 FILE = Path(__file__).parents[2] / "evaluation" / "metrics.py"
 

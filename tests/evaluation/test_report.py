@@ -8,13 +8,13 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from longclip_hf.evaluation import report
+from longclip_hf.evaluation.report import markdown_table, plots, write_report
 from matplotlib.figure import Figure
 from PIL import Image
 from sample_results import histogram, sample_results
 
-from evaluation import report
-from evaluation.report import markdown_table, plots, write_report
-from evaluation.results import Results, Value
+from longclip_hf.results import Results, Value
 
 
 def row_of(text: str, section: str, label: str, nth: int = 0) -> list[str]:
@@ -171,7 +171,7 @@ class TestPlots:
         code = """
 import sys
 from sample_results import sample_results
-from evaluation.report import markdown_table, plots
+from longclip_hf.evaluation.report import markdown_table, plots
 markdown_table(sample_results())
 assert "matplotlib" not in sys.modules
 plots(sample_results())

@@ -5,11 +5,10 @@ import torch
 from conftest import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from longclip_hf.evaluation import retrieval
+from longclip_hf.evaluation.retrieval import Ranks, ranks_among, recall_at_k, retrieval_ranks, summary
 from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
 from torch.nn import functional as F
-
-from evaluation import retrieval
-from evaluation.retrieval import Ranks, ranks_among, recall_at_k, retrieval_ranks, summary
 
 IMAGES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
 CAPTIONS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6], [0.0, 1.0]])
@@ -285,7 +284,7 @@ def test_the_whole_matrix_is_never_held() -> None:
     grown = run_python(
         """
 import resource, torch
-from evaluation.retrieval import retrieval_ranks
+from longclip_hf.evaluation.retrieval import retrieval_ranks
 torch.set_num_threads(1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 image_of = torch.arange(4000).repeat(4)[:15000]

@@ -10,13 +10,13 @@ import datasets
 import pytest
 import torch
 from caption_files import imagefolder, make_rows, png
+from longclip_hf.evaluation import run
+from longclip_hf.evaluation.benchmarks import load_benchmark
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
-from evaluation import run
-from evaluation.benchmarks import load_benchmark
-from evaluation.images import decode_image
-from evaluation.results import Results, read_results
+from longclip_hf.images import decode_image
+from longclip_hf.results import Results, read_results
 from modeling_longclip.compat import features
 
 QUICK = ["--resamples", "50", "--device", "cpu"]
@@ -113,7 +113,7 @@ def test_a_second_run_encodes_nothing(
     def never(*_: Any) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr("evaluation.encoding.Encoder._forward", never)
+    monkeypatch.setattr("longclip_hf.evaluation.encoding.Encoder._forward", never)
     given = [clip_folder, longclip_folder, "--benchmark", photos, "--output", tmp_path, *QUICK]
     assert run.main([str(word) for word in [*given, "--cache", output / "features"]]) == 0
     again = read_results(tmp_path / "results.json")

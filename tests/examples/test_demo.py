@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from longclip_hf.evaluation.benchmarks import BENCHMARKS
+from longclip_hf.training.checkpoints import COMPLETE
+from longclip_hf.training.train import parse
 
-from conversion.folder import read_json
-from evaluation.benchmarks import BENCHMARKS
-from evaluation.results import read_results
 from examples.demo import REAL_USE, draw_ranking, figures, main
-from training.checkpoints import COMPLETE
-from training.train import parse
+from longclip_hf.files import read_json
+from longclip_hf.results import read_results
 
 ROOT = Path(__file__).parents[2]
 # Of the whole demo, so much that its claims can be seen.

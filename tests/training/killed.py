@@ -1,4 +1,4 @@
-"""Runs of `training.train` that are killed with SIGKILL and started again with the same command, for `test_train`.
+"""Runs of `training/train.py`, killed with SIGKILL and started again with the same command, for `test_train`.
 
     python killed.py < JSON
 
@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from longclip_hf.training import train
+from longclip_hf.training.checkpoints import COMPLETE, is_complete, last_complete_checkpoint
+from longclip_hf.training.trainer import LongCLIPTrainer
 from safetensors.torch import load_file
-
-from training import train
-from training.checkpoints import COMPLETE, is_complete, last_complete_checkpoint
-from training.trainer import LongCLIPTrainer
 
 
 def kill() -> None:

@@ -12,13 +12,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
-
-from training.components import primary_components, second_moments
-from training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
-from training.losses import (
+from longclip_hf.training.components import primary_components, second_moments
+from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
+from longclip_hf.training.losses import (
     LossTerms,
     Strategy,
     bounded_loss,
@@ -28,6 +24,9 @@ from training.losses import (
     primary_component_loss,
     undistinguished_loss,
 )
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 BATCH, WIDTH, DIM = 24, 7, 6
 CASES = {

@@ -31,16 +31,11 @@ from caption_files import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset
-
-from evaluation.images import to_rgb
-from training.arguments import DataArguments
-from training.captions import (
+from longclip_hf.training.arguments import DataArguments
+from longclip_hf.training.captions import (
     BAD_ROW_CAUSES,
     CaptionRows,
     CaptionStream,
-    DataError,
     RowReader,
     bad_rows_report,
     first_sentence,
@@ -49,7 +44,12 @@ from training.captions import (
     shuffled,
     walk,
 )
-from training.sources import load_rows
+from longclip_hf.training.sources import load_rows
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset
+
+from longclip_hf.errors import DataError
+from longclip_hf.images import to_rgb
 
 # Python 3.12 warns of the fork by which dataloader workers begin.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

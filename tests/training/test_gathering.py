@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
+from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
 
 ROOT = Path(__file__).resolve().parents[2]
 Results = tuple[dict[str, dict[str, torch.Tensor]], dict[str, str]]

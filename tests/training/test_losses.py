@@ -7,10 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
-
-from training.components import primary_components
-from training.losses import (
+from longclip_hf.training.components import primary_components
+from longclip_hf.training.losses import (
     LossTerms,
     Strategy,
     bounded_loss,
@@ -20,6 +18,7 @@ from training.losses import (
     primary_component_loss,
     undistinguished_loss,
 )
+from torch.nn import functional as F
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)

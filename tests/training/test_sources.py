@@ -19,17 +19,13 @@ from caption_files import (
     sharegpt4v,
     webdataset,
 )
+from longclip_hf.training.arguments import DataArguments
+from longclip_hf.training.captions import CaptionRows, CaptionStream, walk
+from longclip_hf.training.sources import load_rows
 from PIL import Image
 from transformers import HfArgumentParser
 
-from training.arguments import DataArguments
-from training.captions import (
-    CaptionRows,
-    CaptionStream,
-    DataError,
-    walk,
-)
-from training.sources import load_rows
+from longclip_hf.errors import DataError
 
 
 @pytest.mark.parametrize("write", TABLES + STREAMS)

@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from longclip_hf.training.arguments import DataArguments, LongCLIPTrainingArguments, ModelArguments
+from longclip_hf.training.train import RECIPES, SHOWN, main, parse, recipe_names
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 
+from longclip_hf.command import one_line
 from modeling_longclip import LongCLIPModel
-from training.arguments import DataArguments, LongCLIPTrainingArguments, ModelArguments
-from training.train import RECIPES, SHOWN, main, one_line, parse, recipe_names
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "training" / "train.py"
@@ -359,7 +360,7 @@ def test_interrupted(
     finally:
         process.kill()
     assert process.returncode == code, said
-    assert "Traceback" not in said and "Interrupted. The same command goes on" in said
+    assert "Traceback" not in said and "Interrupted; the same command goes on" in said
 
 
 # Killed

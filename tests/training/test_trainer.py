@@ -17,17 +17,17 @@ import pytest
 import torch
 import trainer_runs
 from conftest import run_python
+from longclip_hf.evaluation.retrieval import recall_at_k
+from longclip_hf.training.checkpoints import COMPLETE, last_complete_checkpoint
+from longclip_hf.training.collator import CaptionCollator, even_groups, length_groups
+from longclip_hf.training.encoding import encode
+from longclip_hf.training.trainer import LongCLIPTrainer
 from torch.nn import functional as F
 from trainer_runs import BATCH, CASES, HELD_OUT, STEPS, Gradients, arguments, make_rows, make_trainer
 from transformers import AutoProcessor
 
-from evaluation.retrieval import recall_at_k
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import features
-from training.checkpoints import COMPLETE, last_complete_checkpoint
-from training.collator import CaptionCollator, even_groups, length_groups
-from training.encoding import encode
-from training.trainer import LongCLIPTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = "text_model.embeddings.position_embedding.weight"
@@ -329,7 +329,7 @@ def test_what_is_logged(
     two and four, the fifth is in the last entry.
     """
     clock = itertools.count(1.0)
-    monkeypatch.setattr("training.trainer.time", SimpleNamespace(perf_counter=clock.__next__))
+    monkeypatch.setattr("longclip_hf.training.trainer.time", SimpleNamespace(perf_counter=clock.__next__))
     rows = make_rows(BATCH)
     rows[0]["caption"] += " dog" * 300
     rows[1]["bad_rows"] = [0, 2, 1, 0]
@@ -376,7 +376,9 @@ def test_evaluation_is_not_counted_in_the_speed(
     """An evaluation between every two logs looks at the clock twice, and so takes a second of it; the next log comes
     three looks after the last one, less that second.
     """
-    monkeypatch.setattr("training.trainer.time", SimpleNamespace(perf_counter=itertools.count(1.0).__next__))
+    monkeypatch.setattr(
+        "longclip_hf.training.trainer.time", SimpleNamespace(perf_counter=itertools.count(1.0).__next__)
+    )
     trainer = make_trainer(
         longclip_folder, tmp_path, make_rows(BATCH), make_rows(4, seed=1), eval_strategy="steps", eval_steps=1
     )
@@ -617,7 +619,7 @@ def test_not_finite(
     """The rows are named before anything is decomposed."""
     trainer = make_trainer(longclip_folder, tmp_path, make_rows(BATCH), components_scope=scope)
     batch["pixel_values"][[2, 5]] = bad
-    monkeypatch.setattr("training.trainer.primary_components", lambda *_: pytest.fail("decomposed"))
+    monkeypatch.setattr("longclip_hf.training.trainer.primary_components", lambda *_: pytest.fail("decomposed"))
     with pytest.raises(ValueError, match=rf"global batch of {BATCH} hold NaN or Inf: image rows \[2, 5\]\. Look at"):
         trainer.compute_loss(trainer.model, batch)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.results import BenchmarkInfo, EffectiveLength, Model, Results, Score, Value
 from examples.scenes import ablation
 from examples.scenes.ablation import (
     COLUMNS,
@@ -20,6 +19,7 @@ from examples.scenes.ablation import (
     main,
     markdown,
 )
+from longclip_hf.results import BenchmarkInfo, EffectiveLength, Model, Results, Score, Value
 
 
 def test_rows_are_the_papers() -> None:

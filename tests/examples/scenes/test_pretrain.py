@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
+from longclip_hf.evaluation.retrieval import retrieval_ranks
 from transformers import AutoProcessor, CLIPModel
 
-from evaluation.classification import class_embeddings, classification_ranks
-from evaluation.retrieval import retrieval_ranks
 from examples.scenes import CLIP
 from examples.scenes.captions import CLASS_NAMES, TEMPLATES
 from examples.scenes.dataset import example

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.images import ImageError, decode_image, to_rgb
+from longclip_hf.errors import ImageError
+from longclip_hf.images import decode_image, to_rgb
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

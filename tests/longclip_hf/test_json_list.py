@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.json_list import JSONListError, json_objects
+from longclip_hf.errors import JSONListError
+from longclip_hf.json_list import json_objects
 
 
 @pytest.mark.parametrize("chunk", [2, 7, 64, 1 << 20])

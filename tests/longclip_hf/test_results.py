@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from sample_results import sample_results
 
-from evaluation.results import METRICS, Results, ResultsError, Value, is_share, read_results, write_results
+from longclip_hf.errors import ResultsError
+from longclip_hf.results import METRICS, Results, Value, is_share, read_results, write_results
 
 
 @pytest.fixture

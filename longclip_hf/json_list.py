@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
-class JSONListError(ValueError):
-    """A file that is no JSON list of objects, or a broken one: the message says where."""
+from longclip_hf.errors import JSONListError
 
 
 def json_objects(path: Path, chunk: int = 1 << 20) -> Iterator[dict[str, Any]]:

@@ -6,14 +6,12 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from longclip_hf.errors import ImageError
+
 # Of the largest image that is decoded; Pillow warns beyond it, and refuses twice as many.
 MAX_PIXELS = 89_478_485
 # The processor scales the short side to 224 before it crops: 10 million pixels at 1:200, a billion at 1:20,000.
 LARGEST_ASPECT_RATIO = 200
-
-
-class ImageError(ValueError):
-    """An image that cannot be used: the message says which and why."""
 
 
 def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import types
 from collections.abc import Iterator
@@ -10,6 +9,9 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from longclip_hf.errors import ResultsError
+from longclip_hf.files import write_atomically
 
 FORMAT = 1
 
@@ -33,10 +35,6 @@ METRICS: dict[str, str] = {
     "top1": "Top-1 accuracy",
     "top5": "Top-5 accuracy",
 }
-
-
-class ResultsError(ValueError):
-    """Results that are not as the schema says, named by file and field."""
 
 
 def is_share(metric: str) -> bool:
@@ -146,17 +144,6 @@ def write_results(results: Results, path: Path) -> None:
     # A list of numbers and a value with its interval take one line. Strings hold no line breaks in JSON.
     text = re.sub(r"\[\n[\d\s,.e+-]+\]|\{\n\s*\"value\": [\d.e+-]+,[^{}]*\}", _on_one_line, text)
     write_atomically(path, (text + "\n").encode())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes beside `path` and renames, so that no reader and no killed process meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    try:
-        work.write_bytes(data)
-        work.replace(path)
-    finally:
-        work.unlink(missing_ok=True)
 
 
 def _validated(data: Any, path: Path) -> Results:
