@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from longclip_hf.evaluation import imagenet
 
-from longclip_hf.errors import BenchmarkError, JSONListError
+from longclip_hf.errors import BenchmarkError, JSONListError, LongCLIPError
 from longclip_hf.json_list import json_objects
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -198,7 +198,7 @@ def load_benchmark(
 # What the readers found, checked and counted
 
 
-class _NotThere(Exception):
+class _NotThere(LongCLIPError):
     """Files that a reader needs. `Benchmark.load` says where they come from."""
 
 

@@ -14,11 +14,11 @@ MAX_PIXELS = 89_478_485
 LARGEST_ASPECT_RATIO = 200
 
 
-def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes an image file.
+def decode_image(content: bytes | Image.Image, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes an image file: the one decoder, of training and of evaluation.
 
     Args:
-        content: the file's bytes, of any format that Pillow reads.
+        content: the file's bytes, of any format that Pillow reads, or an image that Pillow has opened.
         name: what the user calls it, for errors.
         max_pixels: of the largest image that is decoded; the size is checked before.
 
@@ -32,22 +32,23 @@ def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Ima
         # Pillow warns of large images on opening. Their size is checked here, before anything is decoded.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
+            image = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content))
             width, height = image.size
             if width * height > max_pixels or max(width, height) > LARGEST_ASPECT_RATIO * min(width, height):
                 limits = f"at most {max_pixels:,} pixels, and 1:{LARGEST_ASPECT_RATIO}"
-                raise ImageError(f"{name} is oversized: {width} x {height}; {limits}")
+                raise ImageError("oversized", f"{name} is oversized: {width} x {height}; {limits}")
             return to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except UnidentifiedImageError as error:
+        size = len(content) if isinstance(content, bytes) else 0
         raise ImageError(
-            f"{name} is unreadable: its {len(content)} bytes are of no format that Pillow reads"
+            "unreadable", f"{name} is unreadable: its {size} bytes are of no format that Pillow reads"
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is oversized: {error}") from error
+        raise ImageError("oversized", f"{name} is oversized: {error}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise ImageError(f"{name} is unreadable: {type(error).__name__}: {error}") from error
+        raise ImageError("unreadable", f"{name} is unreadable: {type(error).__name__}: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -8,22 +8,20 @@ Rows that cannot be trained on are skipped without changing the number of batche
 travel with the batches, because the rows are read in other processes than the one that reports them.
 """
 
-import io
 import itertools
 import logging
 import math
 import random
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from longclip_hf.errors import DataError
-from longclip_hf.images import LARGEST_ASPECT_RATIO, to_rgb
+from longclip_hf.errors import DataError, ImageError, LongCLIPError
+from longclip_hf.images import decode_image
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +29,7 @@ logger = logging.getLogger(__name__)
 BAD_ROW_CAUSES = ("missing", "unreadable", "oversized", "empty_caption")
 
 
-class BadRow(Exception):
+class BadRow(LongCLIPError):
     """One row that cannot be trained on, for the cause `BAD_ROW_CAUSES[index]`."""
 
     def __init__(self, cause: str, detail: str) -> None:
@@ -88,22 +86,18 @@ def read_image(value: Any, root: str | None, max_pixels: int) -> Image.Image:
         raise BadRow("missing", "no path is given")
     if not isinstance(value, str | bytes | Image.Image):
         raise DataError(f"The image column must hold images, files or paths, found {type(value).__name__}.")
+    if isinstance(value, str):
+        try:
+            with _open_file(name) as file:
+                value = file.read()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise BadRow("missing", name) from error
+        except Exception as error:  # of file systems, archives, servers
+            raise BadRow("unreadable", f"{name}: {type(error).__name__}: {error}") from error
     try:
-        # Pillow warns of large images on opening. Their size is checked here, before anything is decoded.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if isinstance(value, Image.Image):
-                return _decode(value, max_pixels, name)
-            with io.BytesIO(value) if isinstance(value, bytes) else _open_file(name) as file:
-                return _decode(Image.open(file), max_pixels, name)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise BadRow("missing", name) from error
-    except Image.DecompressionBombError as error:
-        raise BadRow("oversized", f"{name}: {error}") from error
-    except BadRow:
-        raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise BadRow("unreadable", f"{name}: {type(error).__name__}: {error}") from error
+        return decode_image(value, name, max_pixels)
+    except ImageError as error:
+        raise BadRow(error.cause, str(error)) from error
 
 
 def _open_file(name: str) -> Any:
@@ -112,14 +106,6 @@ def _open_file(name: str) -> Any:
     import fsspec  # of datasets: hf://, s3://, https://, zip://
 
     return fsspec.open(name, "rb")
-
-
-def _decode(image: Image.Image, max_pixels: int, name: str) -> Image.Image:
-    width, height = image.size
-    if width * height > max_pixels or max(width, height) > LARGEST_ASPECT_RATIO * min(width, height):
-        limits = f"at most {max_pixels} pixels, and 1:{LARGEST_ASPECT_RATIO}"
-        raise BadRow("oversized", f"{name}: {width} x {height}; {limits}")
-    return to_rgb(ImageOps.exif_transpose(image))
 
 
 def field(row: Mapping[str, Any], column: str) -> Any:

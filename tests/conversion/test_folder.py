@@ -19,8 +19,9 @@ from longclip_hf.conversion.folder import write_card, write_code, write_image_pr
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTokenizerFast
 
+import longclip_hf.files as files_module
 from examples.random_clip import SENTENCES
-from longclip_hf.errors import ConversionError
+from longclip_hf.errors import ConversionError, FileError, LongCLIPError
 from longclip_hf.files import new_folder
 
 slow_tokenizer = pytest.mark.skipif(
@@ -58,7 +59,7 @@ class TestNewFolder:
             assert work.name.startswith(".out.") and work.name.endswith(".incomplete")
         assert tree(tmp_path) == {"deep": None, "deep/out": None, "deep/out/file": b"new"}
 
-    @pytest.mark.parametrize("error", [ValueError, ConversionError, KeyboardInterrupt, SystemExit])
+    @pytest.mark.parametrize("error", [ValueError, FileError, KeyboardInterrupt, SystemExit])
     @pytest.mark.parametrize("replaces", [True, False])
     def test_an_error_leaves_what_was_there(self, error: type[BaseException], replaces: bool, tmp_path: Path) -> None:
         if replaces:
@@ -71,7 +72,7 @@ class TestNewFolder:
 
     def test_a_full_disk_half_way_is_named_and_leaves_nothing(self, tmp_path: Path) -> None:
         with (
-            pytest.raises(ConversionError) as caught,
+            pytest.raises(FileError) as caught,
             new_folder(tmp_path / "out", 0) as work,
         ):
             (work / "file").write_text("half")
@@ -86,7 +87,7 @@ class TestNewFolder:
         if full:
             (tmp_path / "out" / "file").write_text("old")
         before = tree(tmp_path)
-        with pytest.raises(ConversionError, match="out exists already"), new_folder(tmp_path / "out", 0):
+        with pytest.raises(FileError, match="out exists already"), new_folder(tmp_path / "out", 0):
             pass
         assert tree(tmp_path) == before
 
@@ -115,7 +116,7 @@ class TestNewFolder:
         before = tree(tmp_path)
         message = r"mine holds files and no checkpoint \(no config\.json\): --overwrite replaces checkpoints only"
         with (
-            pytest.raises(ConversionError, match=message),
+            pytest.raises(FileError, match=message),
             new_folder(tmp_path / ("link" if linked else "mine"), 0, overwrite=True),
         ):
             pytest.fail("nothing is written")
@@ -141,7 +142,7 @@ class TestNewFolder:
 
         monkeypatch.setattr(Path, "rename", failing)
         with (
-            pytest.raises(ConversionError) as caught,
+            pytest.raises(FileError) as caught,
             new_folder(tmp_path / "out", 0, overwrite=True) as work,
         ):
             (work / "file").write_text("new")
@@ -151,7 +152,7 @@ class TestNewFolder:
 
     def test_two_at_once_do_not_mix(self, tmp_path: Path) -> None:
         with (
-            pytest.raises(ConversionError) as caught,
+            pytest.raises(FileError) as caught,
             new_folder(tmp_path / "out", 0) as slow,
         ):
             (slow / "file").write_text("slow")
@@ -165,7 +166,7 @@ class TestNewFolder:
     def test_a_file_is_never_replaced(self, overwrite: bool, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("mine")
         with (
-            pytest.raises(ConversionError, match=r"is a file, and a checkpoint is a folder|exists already"),
+            pytest.raises(FileError, match=r"is a file, and a folder is to be written|exists already"),
             new_folder(tmp_path / "out", 0, overwrite),
         ):
             pass
@@ -175,7 +176,7 @@ class TestNewFolder:
         (tmp_path / "file").write_text("mine")
         with (
             pytest.raises(
-                ConversionError,
+                FileError,
                 match=r"file/out could not be written: \[Errno \d+\] (Not a directory|File exists): '.*/file'\.$",
             ),
             new_folder(tmp_path / "file" / "out", 0),
@@ -187,7 +188,7 @@ class TestNewFolder:
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1_500_000, 1_500_000))
         with (
-            pytest.raises(ConversionError, match="has 2 MB free and 600 MB are needed"),
+            pytest.raises(FileError, match="has 2 MB free and 600 MB are needed"),
             new_folder(tmp_path / "out", 6 * 10**8),
         ):
             pass
@@ -203,11 +204,11 @@ class TestNewFolder:
             def refuse(*args: Any, **kwargs: Any) -> str:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / ".out"))
 
-            monkeypatch.setattr(folder_module.tempfile, "mkdtemp", refuse)
+            monkeypatch.setattr(files_module.tempfile, "mkdtemp", refuse)
         try:
             with (
                 pytest.raises(
-                    ConversionError,
+                    FileError,
                     match=r"out could not be written: \[Errno 13\] Permission denied: '.*/\.out.*'\.$",
                 ),
                 new_folder(tmp_path / "out", 0),
@@ -414,7 +415,7 @@ class TestTokenizer:
             (tmp_path / name).mkdir()
         for name, text in files.items():
             (tmp_path / "source" / name).write_text(text)
-        with pytest.raises(ConversionError, match=message):
+        with pytest.raises(LongCLIPError, match=message):
             write_tokenizer(tmp_path / "written", tmp_path / "source", "name", 248)
 
 
@@ -460,7 +461,7 @@ class TestImageProcessor:
     def test_without_settings_there_is_none(self, files: dict[str, str], message: str, tmp_path: Path) -> None:
         for name, text in files.items():
             (tmp_path / name).write_text(text)
-        with pytest.raises(ConversionError, match=message):
+        with pytest.raises(LongCLIPError, match=message):
             write_image_processor(tmp_path, tmp_path, "name")
 
 

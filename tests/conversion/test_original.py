@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from examples.random_clip import SIZES, write_image_settings, write_tokenizer
-from longclip_hf.errors import ConversionError, ProofError
+from longclip_hf.errors import ConversionError, LongCLIPError, ProofError
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import features
 from tests.conversion.straight_line import image_features, random_state, text_features
@@ -584,7 +584,7 @@ class TestOptions:
             lambda: convert_back(str(converted), tmp_path / "out", "original", overwrite=True),
             lambda: convert_back(str(converted), converted, "open_clip", overwrite=True),
         ):
-            with pytest.raises(ConversionError, match=r"exists already|is or holds the source|is a folder"):
+            with pytest.raises(LongCLIPError, match=r"exists already|is or holds the source|is a folder"):
                 run()
         assert released.read_bytes() == before and not list((tmp_path / "out").iterdir())
         convert_back(str(converted), released, "original", overwrite=True)

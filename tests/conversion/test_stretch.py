@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
 
 from examples.random_clip import SENTENCES, SIZES, write_checkpoint
-from longclip_hf.errors import ConversionError
+from longclip_hf.errors import ConversionError, FileError
 from modeling_longclip import LongCLIPConfig, LongCLIPModel, LongCLIPTextModel, LongCLIPTextModelWithProjection
 from modeling_longclip.compat import features
 
@@ -400,7 +400,7 @@ class TestOptions:
         needed = size * (values + 248 * 32) + 20_000_000
         usage, before = shutil.disk_usage(tmp_path), names(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
-        with pytest.raises(ConversionError, match="has 20 MB free and 20 MB are needed"):
+        with pytest.raises(FileError, match="has 20 MB free and 20 MB are needed"):
             stretch(str(tmp_path / "clip"), tmp_path / "long", dtype=dtype)
         assert names(tmp_path) == before
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
@@ -647,14 +647,16 @@ class TestProcess:
             child.send_signal(number)
             _, errors = child.communicate(timeout=60)
             assert child.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-            assert ("Interrupted; nothing was left behind." in errors) == (number == signal.SIGINT)
+            assert ("Interrupted; nothing was left behind." in errors) == (number != signal.SIGKILL)
             assert "Traceback" not in errors
         left = {path.name for path in tmp_path.iterdir()}
         assert left == ({work.name} if number == signal.SIGKILL else set())
         assert re.fullmatch(r"\.long\..*\.incomplete", work.name)
         assert main(args) == 0
         assert names(tmp_path / "long") == FILES
-        assert {path.name for path in tmp_path.iterdir()} == left | {"long"}
+        assert {path.name for path in tmp_path.iterdir()} == {"long"}
+        said = " ".join(capsys.readouterr().err.split())
+        assert (f"{work.name}, left by a run that was killed" in said) == (number == signal.SIGKILL)
 
     def test_runs_by_path_from_anywhere(self, clip_folder: Path, longclip_folder: Path, tmp_path: Path) -> None:
         script = CHECKOUT / "conversion" / "stretch.py"

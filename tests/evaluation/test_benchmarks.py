@@ -585,5 +585,5 @@ def table() -> str:
 
 
 def test_importing_costs_nothing() -> None:
-    loaded = run_python("import sys, evaluation.benchmarks; print(*sorted(sys.modules))").split()
+    loaded = run_python("import sys, longclip_hf.evaluation.benchmarks; print(*sorted(sys.modules))").split()
     assert not {"torch", "transformers", "numpy", "huggingface_hub", "datasets", "PIL"} & set(loaded)
