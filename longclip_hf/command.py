@@ -98,7 +98,8 @@ def one_line(error: BaseException) -> str:
         text = re.split(r"\n[\w.]*" + type(error).__name__ + ": ", text)[-1]
     text = " ".join(text.split())
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return f"memory ran out: {text or type(error).__name__}. Use a smaller batch or model, or raise the limit."
+        text = text.rstrip(".") or type(error).__name__
+        return f"memory ran out: {text}. Use a smaller batch or model, or raise the limit."
     return text or type(error).__name__
 
 

@@ -14,6 +14,7 @@ from longclip_hf.conversion.folder import CODE_FILES
 from packaging.requirements import Requirement
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
+import longclip_hf.errors
 import modeling_longclip
 from modeling_longclip.configuration_longclip import AUTO_MAP
 
@@ -101,6 +102,18 @@ def test_no_module_exists_twice(file: Path) -> None:
 @pytest.mark.parametrize(("module", "forbidden"), PURE.items(), ids=list(PURE))
 def test_mathematics_is_apart(module: str, forbidden: set[str]) -> None:
     assert not [name for name in modules(ROOT / module) if name.startswith(tuple(forbidden))]
+
+
+@pytest.mark.parametrize("file", files_of("longclip_hf", *INSTALLED), ids=name_of)
+def test_errors_have_one_root(file: Path) -> None:
+    """Public ones stand in one file, below `LongCLIPError`. What is private never leaves its module."""
+    classes = [node for node in ast.walk(parse(file)) if isinstance(node, ast.ClassDef)]
+    errors = [node for node in classes if node.name.endswith("Error") and not node.name.startswith("_")]
+    assert bool(errors) == (file.name == "errors.py")
+    for node in errors:
+        assert issubclass(getattr(longclip_hf.errors, node.name), longclip_hf.LongCLIPError)
+    bases = {ast.unparse(base) for node in classes for base in node.bases if not node.name.startswith("_")}
+    assert not bases & {"Exception", "ValueError", "RuntimeError"} or file.name == "errors.py"
 
 
 @every_source
