@@ -25,7 +25,7 @@ class ImageError(LongCLIPError):
     """An image that cannot be used.
 
     Args:
-        cause: `"missing"`, `"unreadable"` or `"oversized"`, which counts of bad rows go by.
+        cause: `"missing"`, `"unreadable"`, `"oversized"` or `"refused"`, which counts of bad rows go by.
         message: which image, and why.
     """
 

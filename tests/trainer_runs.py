@@ -49,7 +49,7 @@ def make_rows(count: int, seed: int = 0, longest: int = 120) -> list[CaptionRow]
         caption += " ".join(rng.choices(words, k=rng.randint(1, longest)))
         image = torch.randn(3, 32, 32, generator=generator)
         rows.append(
-            CaptionRow(image=image, caption=caption, short_caption=first_sentence(caption), bad_rows=[0, 0, 0, 0])
+            CaptionRow(image=image, caption=caption, short_caption=first_sentence(caption), bad_rows=[0, 0, 0, 0, 0])
         )
     return rows
 

@@ -38,7 +38,18 @@ class DataArguments:
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     image_root: str | None = field(
-        default=None, metadata={"help": "Folder in which image paths begin. Needed for sharegpt4v."}
+        default=None,
+        metadata={
+            "help": "Folder or URL in which image paths begin, and which they must not leave. Needed for sharegpt4v. "
+            "Default: the data's own folder."
+        },
+    )
+    image_access: Literal["root", "local", "any"] = field(
+        default="root",
+        metadata={
+            "help": "What an image path may lead to: files below --image_root, links followed (root), any file of "
+            "this machine (local), or URLs too (any). Others are bad rows."
+        },
     )
     image_column: str = field(
         default="image",
@@ -71,8 +82,8 @@ class DataArguments:
     on_bad_row: Literal["skip", "error"] = field(
         default="skip",
         metadata={
-            "help": "At a missing, unreadable or oversized image or an empty caption: skip the row and count it by "
-            "cause, or end with an error that names it."
+            "help": "At a missing, unreadable, oversized or refused image or an empty caption: skip the row and count "
+            "it by cause, or end with an error that names it."
         },
     )
     max_image_pixels: int = field(

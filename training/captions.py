@@ -14,19 +14,19 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict
 
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from longclip_hf.errors import DataError, ImageError, LongCLIPError
+from longclip_hf.image_files import ImageFiles
 from longclip_hf.images import decode_image
 
 logger = logging.getLogger(__name__)
 
 # In the order of the counts that travel with rows and batches.
-BAD_ROW_CAUSES = ("missing", "unreadable", "oversized", "empty_caption")
+BAD_ROW_CAUSES = ("missing", "unreadable", "oversized", "empty_caption", "refused")
 
 
 class BadRow(LongCLIPError):
@@ -64,48 +64,32 @@ def bad_rows_report(counts: Iterable[int]) -> str:
 # One row
 
 
-def read_image(value: Any, root: str | None, max_pixels: int) -> Image.Image:
+def read_image(value: Any, files: ImageFiles, max_pixels: int) -> Image.Image:
     """Opens, checks and decodes an image, upright and in RGB.
 
     Args:
         value: a path, the bytes of a file, the `{"bytes", "path"}` of an undecoded `datasets.Image`, or a PIL image.
-        root: where relative paths begin.
+        files: what paths may name.
         max_pixels: of the largest image that is decoded.
 
     Raises:
-        BadRow: if it is missing, unreadable or oversized.
+        BadRow: if it is missing, unreadable, oversized or refused.
         DataError: if `value` is nothing of that kind.
     """
     name = "an image without a path"
     if isinstance(value, Mapping):
         name = value.get("path") or name
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, str) and value:
-        name = value if root is None or "://" in value else str(Path(root, value))
     if value is None or value == "":
         raise BadRow("missing", "no path is given")
     if not isinstance(value, str | bytes | Image.Image):
         raise DataError(f"The image column must hold images, files or paths, found {type(value).__name__}.")
-    if isinstance(value, str):
-        try:
-            with _open_file(name) as file:
-                value = file.read()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise BadRow("missing", name) from error
-        except Exception as error:  # of file systems, archives, servers
-            raise BadRow("unreadable", f"{name}: {type(error).__name__}: {error}") from error
     try:
+        if isinstance(value, str):
+            name, value = value, files.read(value)
         return decode_image(value, name, max_pixels)
     except ImageError as error:
         raise BadRow(error.cause, str(error)) from error
-
-
-def _open_file(name: str) -> Any:
-    if "://" not in name:
-        return Path(name).open("rb")
-    import fsspec  # of datasets: hf://, s3://, https://, zip://
-
-    return fsspec.open(name, "rb")
 
 
 def field(row: Mapping[str, Any], column: str) -> Any:
@@ -123,7 +107,7 @@ class RowReader:
     Args:
         image_column, long_column: where they are.
         short_column: or None, for the first sentence of the long caption.
-        image_root: where relative paths of images begin.
+        files: what paths of images may name.
         max_image_pixels: of the largest image that is decoded.
         transform: what an RGB image becomes, such as `CaptionCollator.pixels`. Without it, a dataloader worker holds
             the decoded images of a whole batch: 18 GB for 2048 of 3 megapixels.
@@ -132,7 +116,7 @@ class RowReader:
     image_column: str
     long_column: str
     short_column: str | None
-    image_root: str | None
+    files: ImageFiles
     max_image_pixels: int
     transform: Callable[[Image.Image], Any] | None = None
 
@@ -145,7 +129,7 @@ class RowReader:
         short = self._caption(row, self.short_column) if self.short_column else first_sentence(caption)
         if not short.strip():
             raise BadRow("empty_caption", f"nothing stands before the first '. ' of {caption[:40]!r}")
-        image = read_image(field(row, self.image_column), self.image_root, self.max_image_pixels)
+        image = read_image(field(row, self.image_column), self.files, self.max_image_pixels)
         return (image if self.transform is None else self.transform(image)), caption, short
 
     def _caption(self, row: Mapping[str, Any], column: str) -> str:

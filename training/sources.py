@@ -21,6 +21,7 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from longclip_hf.errors import DataError, JSONListError
+from longclip_hf.image_files import ImageFiles
 from longclip_hf.json_list import json_objects
 
 logger = logging.getLogger(__name__)
@@ -47,10 +48,9 @@ def load_rows(
         DataError: if the rows or columns that `data` names are not there.
         ImportError: if `datasets` is not installed.
     """
-    read = RowReader(
-        data.image_column, data.long_column, data.short_column, data.image_root, data.max_image_pixels, transform
-    )
     rows = _open(data, data.train_split)
+    files = ImageFiles.of(data.data, data.image_root, data.image_access)
+    read = RowReader(data.image_column, data.long_column, data.short_column, files, data.max_image_pixels, transform)
     if data.heldout_split in (None, data.train_split):
         heldout, begin = _first(rows, data.heldout_rows)
     else:

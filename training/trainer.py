@@ -139,7 +139,7 @@ class LongCLIPTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             counts = read_counts(resume_from_checkpoint)
-            self.bad_rows = torch.tensor(counts["bad_rows"])
+            self.bad_rows[: len(counts["bad_rows"])] = torch.tensor(counts["bad_rows"])
             self.truncated, self.captions_seen = counts["truncated"], counts["captions_seen"]
         resume = str(resume_from_checkpoint) if resume_from_checkpoint else None
         return super().train(resume, *args, **kwargs)

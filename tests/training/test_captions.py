@@ -49,12 +49,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from longclip_hf.errors import DataError
+from longclip_hf.image_files import ImageFiles
 from longclip_hf.images import to_rgb
 
 # Python 3.12 warns of the fork by which dataloader workers begin.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
-READER = RowReader("image", "caption", None, None, 10_000)
+READER = RowReader("image", "caption", None, ImageFiles(None, access="local"), 10_000)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_bad_rows_of_a_table_are_replaced_and_counted(write: Write, workers: int
     walked = Counter(
         place for start in range(ROWS) for place in itertools.takewhile(lambda place: place in bad, walk(start, ROWS))
     )
-    expected = [sum(walked[place] for place in SPOILED[cause]) for cause in BAD_ROW_CAUSES]
+    expected = [sum(walked[place] for place in SPOILED.get(cause, ())) for cause in BAD_ROW_CAUSES]
     assert np.sum([row["bad_rows"] for row in rows], axis=0).tolist() == expected
 
 
@@ -131,7 +132,7 @@ def test_counts_of_one_pass_are_exact(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [sharegpt4v, webdataset])
-@pytest.mark.parametrize("cause", BAD_ROW_CAUSES)
+@pytest.mark.parametrize("cause", SPOILED)
 def test_a_bad_row_as_an_error(write: Write, cause: str, tmp_path: Path) -> None:
     rows = spoil(make_rows(), {cause: [7]})
     setting = write(rows, tmp_path)
@@ -150,7 +151,7 @@ def test_the_error_reaches_the_main_process(tmp_path: Path) -> None:
     setting = sharegpt4v(spoil(make_rows(), {"missing": [4]}), tmp_path)
     train, _ = load_rows(DataArguments(**setting, heldout_rows=0, on_bad_row="error"))
     loader: Any = batches_of(train, 2)
-    with pytest.raises(DataError, match=r"Row 4 cannot be trained on: missing \(\S*0004\.png\)"):
+    with pytest.raises(DataError, match=r"Row 4 cannot be trained on: missing \(there is no image \S*0004\.png\)"):
         list(loader)
     loader._shutdown_workers()  # left to the garbage collector, which finds it in a cycle, torch takes 10 s
 
@@ -198,8 +199,8 @@ def test_a_caption_column_of_another_type() -> None:
 
 
 def test_report_of_bad_rows() -> None:
-    assert bad_rows_report([0, 0, 0, 0]) == "0 bad rows"
-    assert bad_rows_report(torch.tensor([10, 0, 3, 0])) == "13 bad rows: 10 missing, 3 oversized"
+    assert bad_rows_report([0, 0, 0, 0, 0]) == "0 bad rows"
+    assert bad_rows_report(torch.tensor([10, 0, 3, 0, 0])) == "13 bad rows: 10 missing, 3 oversized"
 
 
 # Streams
@@ -325,7 +326,7 @@ def test_odd_modes_become_rgb() -> None:
 def test_sixteen_bits_in_a_file(tmp_path: Path) -> None:
     levels = (np.arange(16, dtype=np.uint16) * 4096).reshape(4, 4)
     Image.fromarray(levels).save(tmp_path / "deep.png")
-    image = read_image("deep.png", str(tmp_path), 100)
+    image = read_image("deep.png", ImageFiles(tmp_path), 100)
     assert np.asarray(image)[..., 0].tolist() == (levels // 256).tolist()
 
 
@@ -334,7 +335,7 @@ def test_a_photo_stands_upright(tmp_path: Path) -> None:
     exif = photo.getexif()
     exif[0x0112] = 6  # taken with the camera on its side
     photo.save(tmp_path / "photo.jpg", exif=exif)
-    assert read_image("photo.jpg", str(tmp_path), 1000).size == (20, 30)
+    assert read_image("photo.jpg", ImageFiles(tmp_path), 1000).size == (20, 30)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +354,9 @@ def test_a_photo_stands_upright(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_an_image(value: Any, cause: str, tmp_path: Path) -> None:
-    rows = CaptionRows([{"image": value, "caption": "A caption."}], RowReader("image", "caption", None, "/", 10_000))
+    rows = CaptionRows(
+        [{"image": value, "caption": "A caption."}], RowReader("image", "caption", None, ImageFiles("/"), 10_000)
+    )
     with pytest.raises(DataError, match=f"1 bad rows: 1 {cause};"):
         rows[0]
     (tmp_path / "folder.png").mkdir()
@@ -364,18 +367,8 @@ def test_what_is_wrong_with_an_image(value: Any, cause: str, tmp_path: Path) -> 
 def test_decompression_bombs_are_oversized(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow warns from its own limit on, and refuses twice that, whatever `max_image_pixels` allows."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert read_image(png(1, (40, 40)), None, 10_000).size == (40, 40)
+    assert read_image(png(1, (40, 40)), ImageFiles(None), 10_000).size == (40, 40)
     with pytest.raises(Exception, match=r"oversized .*decompression bomb"):
-        read_image(png(1, (60, 60)), None, 10_000)
+        read_image(png(1, (60, 60)), ImageFiles(None), 10_000)
     with warnings.catch_warnings(), pytest.raises(Exception, match=r"oversized .*40 x 40"):
-        read_image(png(1, (40, 40)), None, 1500)
-
-
-def test_an_image_behind_an_address() -> None:
-    import fsspec
-
-    with fsspec.open("memory://there.png", "wb") as file:
-        file.write(png(5))
-    assert read_image("memory://there.png", "/somewhere", 10_000).getpixel((0, 0)) == (5, 10, 99)
-    with pytest.raises(Exception, match=r"missing \(memory://elsewhere\.png"):
-        read_image("memory://elsewhere.png", None, 10_000)
+        read_image(png(1, (40, 40)), ImageFiles(None), 1500)

@@ -46,7 +46,7 @@ def words(count: int) -> str:
     return " ".join(["a"] * count)
 
 
-def row_of(caption: str, number: int = 1, bad_rows: Sequence[int] = (0, 0, 0, 0), short: str = "a") -> Any:
+def row_of(caption: str, number: int = 1, bad_rows: Sequence[int] = (0, 0, 0, 0, 0), short: str = "a") -> Any:
     image = Image.open(io.BytesIO(png(number)))
     return {"image": image, "caption": caption, "short_caption": short, "bad_rows": bad_rows}
 
@@ -63,9 +63,9 @@ def test_a_batch_by_hand(clip_folder: Path, processor: Any) -> None:
         bos, eot, a = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer("a")["input_ids"][1]
         collator = CaptionCollator(tokenizer, processor.image_processor, 7)
         rows = [
-            row_of(words(2), 10, (1, 0, 0, 2), short=words(1)),
+            row_of(words(2), 10, (1, 0, 0, 2, 0), short=words(1)),
             row_of(words(5), 20),
-            row_of(words(6), 30, (1, 1, 0, 0), short=words(3)),
+            row_of(words(6), 30, (1, 1, 0, 0, 0), short=words(3)),
             row_of(words(50), 40),
         ]
         batch = collator(rows)
@@ -85,7 +85,7 @@ def test_a_batch_by_hand(clip_folder: Path, processor: Any) -> None:
         ]
         assert batch["short_attention_mask"].sum(1).tolist() == [3, 3, 5, 3]
         assert batch["truncated"].tolist() == 2
-        assert batch["bad_rows"].tolist() == [2, 1, 0, 2]
+        assert batch["bad_rows"].tolist() == [2, 1, 0, 2, 0]
         assert {value.dtype for name, value in batch.items() if name != "pixel_values"} == {torch.long}
         reference = processor.image_processor(images=[row["image"] for row in rows], return_tensors="pt")
         assert torch.equal(batch["pixel_values"], reference["pixel_values"])

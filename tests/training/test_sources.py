@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from caption_files import (
     ROWS,
@@ -16,11 +17,13 @@ from caption_files import (
     imagefolder,
     make_rows,
     number_of,
+    parquet_of_paths,
+    png,
     sharegpt4v,
     webdataset,
 )
 from longclip_hf.training.arguments import DataArguments
-from longclip_hf.training.captions import CaptionRows, CaptionStream, walk
+from longclip_hf.training.captions import BAD_ROW_CAUSES, BadRow, CaptionRows, CaptionStream, walk
 from longclip_hf.training.sources import load_rows
 from PIL import Image
 from transformers import HfArgumentParser
@@ -41,7 +44,7 @@ def test_every_source_gives_the_same_rows(write: Write, tmp_path: Path) -> None:
         assert number_of(row) == number
         assert row["caption"] == f"Picture {number} is plain. It shows one colour."
         assert row["short_caption"] == f"Picture {number} is plain"
-        assert row["bad_rows"] == [0, 0, 0, 0]
+        assert row["bad_rows"] == [0, 0, 0, 0, 0]
     assert len(given_rows) == ROWS - 6
 
 
@@ -111,6 +114,27 @@ def test_held_out_rows_that_are_all_bad(tmp_path: Path) -> None:
         load_rows(DataArguments(**sharegpt4v(rows, tmp_path), heldout_rows=4))
 
 
+def test_images_that_are_none_of_the_data_set_are_bad_rows(tmp_path: Path) -> None:
+    """By default, paths begin beside the file, and end in its folder."""
+    (tmp_path / "private.png").write_bytes(png(99))
+    (tmp_path / "data").mkdir()
+    setting = parquet_of_paths(make_rows(4), tmp_path / "data") | {"image_root": None}
+    names = ["0000.png", "../private.png", "file:///dev/null", str(tmp_path / "data" / "0003.png")]
+    datasets.Dataset.from_dict({"image": names, "caption": ["A plain picture."] * 4}).to_parquet(
+        tmp_path / "data" / "train.parquet"
+    )
+    for access, refused in (("root", [1, 2]), ("local", [2]), ("any", [])):
+        train, _ = load_rows(DataArguments(**setting, image_access=access, heldout_rows=0))
+        assert isinstance(train, CaptionRows)
+        found = []
+        for number, row in enumerate(train.rows):
+            try:
+                train.read(row)
+            except BadRow as bad:
+                found += [number] if BAD_ROW_CAUSES[bad.index] == "refused" else []
+        assert found == refused
+
+
 # ShareGPT4V's file
 
 
@@ -140,7 +164,7 @@ def test_sharegpt4v_rows_without_image_or_answer_are_bad(tmp_path: Path) -> None
     train, _ = load_rows(DataArguments(**setting, heldout_rows=0))
     assert isinstance(train, CaptionRows)
     assert list(walk(1, 4))[:3] == [1, 0, 3]
-    assert [train[i]["bad_rows"] for i in (0, 1)] == [[1, 0, 0, 0], [1, 0, 0, 1]]
+    assert [train[i]["bad_rows"] for i in (0, 1)] == [[1, 0, 0, 0, 0], [1, 0, 0, 1, 0]]
 
 
 def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ def test_what_is_logged(
     monkeypatch.setattr("longclip_hf.training.trainer.time", SimpleNamespace(perf_counter=clock.__next__))
     rows = make_rows(BATCH)
     rows[0]["caption"] += " dog" * 300
-    rows[1]["bad_rows"] = [0, 2, 1, 0]
+    rows[1]["bad_rows"] = [0, 2, 1, 0, 0]
     settings = {"strategy": strategy, "max_steps": 5, "logging_steps": 2, "mixed_length_share": 1.0}
     trainer = make_trainer(longclip_folder, tmp_path, rows, **settings)
     trainer.train()
