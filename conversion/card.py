@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_url
 from huggingface_hub.errors import HFValidationError
-from longclip_hf.conversion.folder import CARD_RECORD, render_card
+from longclip_hf.conversion.folder import render_card
+from longclip_hf.conversion.hub import CARD_RECORD
 
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import read_json
@@ -156,7 +157,7 @@ def read_origin(folder: Path, fine_tuned: bool = False) -> Origin:
     if (folder / "README.md").is_file():
         try:
             stated = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
             raise ConversionError(f"{folder / 'README.md'} has metadata that are no YAML: {error}") from error
     own_card = CARD_RECORD in stated
     record = stated.pop(CARD_RECORD, None) or {}

@@ -1,7 +1,8 @@
 """What a conversion starts from: a CLIP in a folder or on the Hub, its configuration, tensors and processor files."""
 
-import json
 import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import ModelCard, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from longclip_hf.conversion.hub import fetched
+from longclip_hf.conversion.settings import read_settings
 from longclip_hf.conversion.tensors import StoredTensor, read_safetensors, read_torch, target_dtype
 from transformers import CLIPConfig, CLIPTextConfig, PretrainedConfig
 
 from longclip_hf.errors import ConversionError
+from longclip_hf.files import inside, read_json
 from modeling_longclip import (
     LongCLIPConfig,
     LongCLIPModel,
@@ -25,6 +28,7 @@ from modeling_longclip import (
 POSITION_TABLE = "text_model.embeddings.position_embedding.weight"
 # Index buffers that checkpoints of older versions carry; CLIP makes them itself from the configuration.
 DERIVED_BUFFERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+MOST_LABELS = 10_000
 PROCESSOR_FILES = [
     "tokenizer.json",
     "vocab.json",
@@ -80,12 +84,17 @@ class Checkpoint:
 
 
 def stated_license(folder: Path) -> str | None:
-    """The licence in the metadata of the card in `folder`, if there is a readable card and it states one."""
-    card = folder / "README.md"
+    """The licence in the metadata of the card in `folder`, if there is a readable card and it states one.
+
+    Raises:
+        FileError: if the card leads out of the folder.
+    """
+    card = inside(folder, "README.md")
     try:
-        return ModelCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
-    except (yaml.YAMLError, ValueError):
+        stated = ModelCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError):
         return None
+    return stated if isinstance(stated, str) else None
 
 
 def read_checkpoint(source: str, revision: str | None = None, stretched: bool = False) -> Checkpoint:
@@ -141,15 +150,12 @@ def find_folder(source: str, revision: str | None = None, weights: bool = True) 
 
 
 def download(source: str, revision: str | None, patterns: list[str]) -> Path:
-    """The snapshot of a Hub id, with its files that match `patterns`."""
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConversionError(
-            f"{source}: no such folder here, and the Hub gave no such model ({reason}). Check the name, the "
-            "connection and, for a gated or private model, `hf auth login`; offline, name a folder that holds it."
-        ) from error
+    """The snapshot of a Hub id, with its files that match `patterns`. See `longclip_hf.conversion.hub.fetched`."""
+
+    def snapshot(local_files_only: bool) -> str:
+        return snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=local_files_only)
+
+    return fetched(source, revision, "model", snapshot)
 
 
 def long_config(checkpoint: Checkpoint, **stretch: Any) -> LongCLIPConfig | LongCLIPTextConfig:
@@ -173,16 +179,14 @@ def expected_shapes(checkpoint: Checkpoint, config: PretrainedConfig) -> dict[st
 
 
 def _read_config(source: str, folder: Path, stretched: bool) -> PretrainedConfig:
-    file = folder / "config.json"
+    file = inside(folder, "config.json")
     if not file.is_file():
         raise ConversionError(f"{source} holds no config.json: a checkpoint in Hugging Face's format is needed.")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        model_type = raw.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ConversionError(f"{file} is no JSON object: {error}.") from error
-    if not stretched and ("keep" in raw or "keep" in (raw.get("text_config") or {})):
-        length = (raw.get("text_config") or raw).get("max_position_embeddings")
+    raw = read_settings(folder, "config.json")
+    model_type = raw.get("model_type")
+    texts = [part for part in (raw, raw.get("text_config")) if isinstance(part, dict)]
+    if not stretched and any("keep" in part for part in texts):
+        length = texts[-1].get("max_position_embeddings")
         raise ConversionError(
             f"{source} is already a Long-CLIP of {length} positions. Stretch the CLIP it came from instead: "
             "positions that are interpolated twice stand for nothing that was trained."
@@ -192,26 +196,58 @@ def _read_config(source: str, folder: Path, stretched: bool) -> PretrainedConfig
             f"{source} is a {model_type!r} model, and Long-CLIP stretches CLIP: model_type 'clip' (CLIPModel) or "
             "'clip_text_model' (CLIPTextModel, CLIPTextModelWithProjection)."
         )
+    for part in _objects(raw):
+        labels = part.get("num_labels")  # for which transformers makes names, one by one
+        if isinstance(labels, int) and labels > MOST_LABELS:
+            raise ConversionError(f"{file} names {labels} labels, and a CLIP has none. Take num_labels out.")
     try:
-        return (CLIPConfig if model_type == "clip" else CLIPTextConfig).from_dict(raw)
-    except (TypeError, ValueError, StrictDataclassError) as error:  # transformers 5 checks the types of the values
+        config = (CLIPConfig if model_type == "clip" else CLIPTextConfig).from_dict(raw)
+        config.to_dict()  # values of some types are met only here
+        return config
+    except Exception as error:  # of every class: any type stands in a broken file, and only its version checks some
         raise ConversionError(f"{file} is no valid CLIP configuration: {' '.join(str(error).split())}") from error
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """`value` and the objects in it."""
+    if isinstance(value, dict):
+        yield value
+        for part in value.values():
+            yield from _objects(part)
 
 
 def _weight_files(source: str, folder: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
+        if inside(folder, name).is_file():
             return [folder / name]
-        index = folder / f"{name}.index.json"
+        index = inside(folder, f"{name}.index.json")
         if index.is_file():
-            try:
-                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ConversionError(f"{index} is no index of shards: {error!r}. Download it again.") from error
-            if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+            shards = sorted(shards_of(index))
+            if missing := [shard for shard in shards if not inside(folder, shard).is_file()]:
                 raise ConversionError(f"{source}: {index.name} names shards that are not there: {', '.join(missing)}.")
             return [folder / shard for shard in shards]
     raise ConversionError(f"{source} holds no weights: neither model.safetensors nor pytorch_model.bin, nor shards.")
+
+
+def shards_of(index: Path) -> set[str]:
+    """The names of files in an index of shards.
+
+    Raises:
+        ConversionError: if it is none, or names a file outside its folder.
+    """
+    weight_map = read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) and _all_text(weight_map) else set()
+    if not names:
+        raise ConversionError(
+            f"{index} is no index of shards: its weight_map is not tensor -> file. Download it again."
+        )
+    for name in names:
+        inside(index.parent, name)
+    return names
+
+
+def _all_text(mapping: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, str) for value in mapping.values())
 
 
 def _read_weights(file: Path) -> dict[str, StoredTensor]:
@@ -230,9 +266,10 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
             f"{checkpoint.source}: config.json names {configured} positions and {POSITION_TABLE} has {rows} rows. "
             "One of the two is not this checkpoint's."
         )
+    _check_layers(checkpoint)
     try:
         expected = expected_shapes(checkpoint, long_config(checkpoint, keep=0))
-    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # of every class: the model is built of whatever the file says
         raise ConversionError(
             f"{checkpoint.source}: config.json describes no model that can be built: {error!r}."
         ) from error
@@ -249,3 +286,18 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         raise ConversionError(
             f"{checkpoint.source}: the tensors are not those of its config.json: {'; '.join(complaints[:10])}{more}."
         )
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Whether there are tensors of as many layers as config.json names: a model of a million layers is never built."""
+    towers = {"text_model": checkpoint.text_config}
+    if checkpoint.has_image_tower:
+        towers["vision_model"] = checkpoint.config.vision_config
+    for tower, config in towers.items():
+        pattern = re.compile(rf"{tower}\.encoder\.layers\.(\d+)\.")
+        layers = {int(match[1]) for name in checkpoint.tensors if (match := pattern.match(name))}
+        if config.num_hidden_layers != len(layers):
+            raise ConversionError(
+                f"{checkpoint.source}: config.json names {config.num_hidden_layers} layers in {tower}, and there are "
+                f"tensors of {len(layers)}. One of the two is not this checkpoint's."
+            )

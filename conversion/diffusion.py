@@ -17,7 +17,6 @@ texts; a stretched one reads them, and understands them no better than CLIP did.
 
 import filecmp
 import os
-import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -26,39 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 from longclip_hf.command import CommandParser, consoles, guarded, print_proofs
 from longclip_hf.errors import ConversionError, ProofError
-from longclip_hf.files import new_folder, read_json, write_json
+from longclip_hf.files import inside, load_json, new_folder, read_json, write_json
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH, RATIO
 
 if TYPE_CHECKING:
     from longclip_hf.conversion.checkpoint import Checkpoint
+    from longclip_hf.conversion.pipeline import TextEncoder
 
-INDEX = "model_index.json"
-CLIP_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
-# model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, pytorch_model.fp16.bin
-_WEIGHTS = re.compile(
-    r"(?:model|pytorch_model)(?:\.(?P<variant>\w+))?(?P<shard>-\d{5}-of-\d{5})?\.(?P<format>safetensors|bin)"
-)
-# What a text encoder must share with the one that it replaces: the rest of the pipeline was trained on it.
-_SAME_SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act", "vocab_size")
 # Both forms of CLIP's tokenizer treat them alike; "!" pads in SDXL.
 _SHORT_PROMPTS = ("", "a photo of a dog!", "two cats, one bench, 3 red bicycles")
-
-
-@dataclass(frozen=True)
-class TextEncoder:
-    """A CLIP text encoder of a pipeline.
-
-    Attributes:
-        name: its folder, `text_encoder` or `text_encoder_2`.
-        tokenizer: the folder of its tokenizer.
-        variants: what stands in its weights files, by variant (`"fp16"`; empty for the plain one).
-        left_out: files of its folder that are not carried over: other formats of the weights, which would not fit.
-    """
-
-    name: str
-    tokenizer: str
-    variants: "dict[str, Checkpoint]"
-    left_out: list[str]
 
 
 @dataclass(frozen=True)
@@ -110,14 +85,15 @@ def convert(
         ConversionError: for whatever a user can mend; nothing is left behind.
         ProofError: if what was written is not what was meant; nothing is left behind.
     """
+    from longclip_hf.conversion import pipeline as source_pipeline
     from longclip_hf.conversion.checkpoint import POSITION_TABLE, read_checkpoint
     from longclip_hf.conversion.positions import stretched_length
 
     output = Path(output)
-    folder = _find_pipeline(source, revision, variant)
+    folder = source_pipeline.find_pipeline(source, revision, variant)
     if output.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ConversionError(f"{output} is or holds the source {source}, which stays. Name another --output.")
-    pipeline, encoders = _read_encoders(source, folder)
+    pipeline, encoders = source_pipeline.read_encoders(source, folder)
     replacement = None if text_encoder is None else read_checkpoint(text_encoder, stretched=True)
     if replacement is None:
         keep, ratio, length = KEEP, RATIO, stretched_length(CLIP_LENGTH)
@@ -125,7 +101,7 @@ def convert(
         text = replacement.text_config
         keep, ratio = getattr(text, "keep", KEEP), getattr(text, "ratio", RATIO)
         length = text.max_position_embeddings
-        _check_replacement(replacement, encoders[0], source)
+        source_pipeline.check_replacement(replacement, encoders[0], source)
     stretched = encoders if replacement is None else encoders[1:]
     for encoder in stretched:
         for checkpoint in encoder.variants.values():
@@ -137,14 +113,14 @@ def convert(
                 )
 
     rewritten = {place for encoder in encoders for place in (encoder.name, encoder.tokenizer)}
-    carried, hidden = _unchanged_files(folder, rewritten)
-    nbytes = 0 if link else sum(file.stat().st_size for file in carried)
+    carried, hidden = source_pipeline.unchanged_files(folder, rewritten)
+    nbytes = 0 if link else sum((folder / file).stat().st_size for file in carried)
     for encoder in encoders:
         for checkpoint in encoder.variants.values():
             nbytes += checkpoint.nbytes() + length * checkpoint.tensors[POSITION_TABLE].nbytes // CLIP_LENGTH
     described: dict[str, str] = {}
     proofs: dict[str, str] = {}
-    with new_folder(output, nbytes + 20_000_000, overwrite, marker=INDEX) as work:
+    with new_folder(output, nbytes + 20_000_000, overwrite, marker=source_pipeline.INDEX) as work:
         for encoder in encoders:
             replaced = replacement is not None and encoder not in stretched
             proofs |= _write_encoder(
@@ -154,132 +130,18 @@ def convert(
             described[encoder.name] = (
                 f"replaced by {text_encoder}" if replaced else f"{CLIP_LENGTH} -> {length} positions"
             )
-        proofs["all other files"] = _carry_over(folder, work, carried, link)
+        proofs["all other files"], foreign = _carry_over(folder, work, carried, link)
     left_out = [f"{encoder.name}/{name}" for encoder in encoders for name in encoder.left_out]
     for encoder in encoders:
         dropped = {name for checkpoint in encoder.variants.values() for name in checkpoint.dropped}
         left_out += [f"{encoder.name}: the tensor {name}, which CLIP makes itself" for name in sorted(dropped)]
-    return DiffusionReport(source, output, pipeline, length, described, proofs, left_out + hidden)
-
-
-def _find_pipeline(source: str, revision: str | None, variant: str | None) -> Path:
-    """The pipeline's folder: `source` itself, or what diffusers would download of a Hub id to load it."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if revision is not None or variant is not None:
-            raise ConversionError(
-                f"{source} is a folder, and --revision and --variant are for Hub ids: a folder is converted with all "
-                "its variants. Leave them out."
-            )
-        return path
-    if path.is_file():
-        raise ConversionError(
-            f"{source} is a file. Name a folder in diffusers' layout; diffusers makes one of a single file: "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR)."
-        )
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise ConversionError(f"{source}: no such folder.")
-    try:
-        from diffusers import DiffusionPipeline
-    except ImportError as error:
-        raise ConversionError(
-            'diffusers downloads pipelines from the Hub: pip install "longclip-hf[diffusion]", or name a folder.'
-        ) from error
-    try:
-        return Path(DiffusionPipeline.download(source, revision=revision, variant=variant))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConversionError(
-            f"{source}: no such folder here, and the Hub gave no such pipeline ({reason}). Check the name, the "
-            "connection and, for a gated or private pipeline, `hf auth login`; offline, name a folder that holds it."
-        ) from error
-
-
-def _read_encoders(source: str, folder: Path) -> tuple[str, list[TextEncoder]]:
-    """The class of the pipeline and its CLIP text encoders, in order."""
-
-    index = folder / INDEX
-    if not index.is_file():
-        raise ConversionError(f"{source} holds no {INDEX}: a Stable Diffusion folder in diffusers' layout is needed.")
-    components = read_json(index)
-    pipeline = str(components.get("_class_name"))
-    if not pipeline.startswith("StableDiffusion"):
-        # Others (Kandinsky, HunyuanVideo, ...) count 77 tokens in their own code, whatever the folder says.
-        raise ConversionError(f"{source} is a {pipeline}, and only Stable Diffusion (1.x, 2.x, XL, 3) is converted.")
-    named = {name: entry for name, entry in sorted(components.items()) if name.startswith("text_encoder")}
-    names = [name for name, entry in named.items() if isinstance(entry, list) and entry[-1] in CLIP_CLASSES]
-    if not names:
-        found = ", ".join(f"{name}: {entry}" for name, entry in named.items()) or "none at all"
-        raise ConversionError(f"{source} has no CLIP text encoder in its {INDEX} (text encoders: {found}).")
-    return pipeline, [_read_encoder(source, folder, name) for name in names]
-
-
-def _read_encoder(source: str, folder: Path, name: str) -> TextEncoder:
-    from longclip_hf.conversion.checkpoint import read_files
-
-    place, tokenizer = folder / name, name.replace("text_encoder", "tokenizer")
-    for part in (name, tokenizer):
-        if not (folder / part).is_dir():
-            raise ConversionError(f"{source}: the folder {part} is missing. Download the pipeline whole.")
-    weights = [match for file in sorted(place.iterdir()) if (match := _WEIGHTS.fullmatch(file.name))]
-    variants, read = {}, {"config.json"}
-    for variant in sorted({match["variant"] or "" for match in weights}):
-        files = [match for match in weights if (match["variant"] or "") == variant]
-        # As transformers chooses: safetensors before .bin, one file before shards.
-        files = [match for match in files if match["format"] == "safetensors"] or files
-        files = [match for match in files if match["shard"] is None] or files
-        label = f"{source}/{name}" + f" ({variant})" * bool(variant)
-        checkpoint = read_files(label, place, [place / match.string for match in files])
-        if checkpoint.has_image_tower:
-            raise ConversionError(f"{label} is a whole CLIP, and a pipeline holds a text tower: {CLIP_CLASSES}.")
-        variants[variant] = checkpoint
-        read |= {match.string for match in files}
-    if not variants:
-        raise ConversionError(
-            f"{source}/{name} holds no weights: no model.safetensors, no pytorch_model.bin and no variant of them."
-        )
-    return TextEncoder(name, tokenizer, variants, sorted({file.name for file in place.iterdir()} - read))
-
-
-def _check_replacement(replacement: "Checkpoint", encoder: TextEncoder, source: str) -> None:
-    """Whether `replacement` is the same network as `encoder`, with more positions."""
-
-    ours = replacement.text_config
-    if ours.max_position_embeddings <= CLIP_LENGTH:
-        raise ConversionError(
-            f"{replacement.source} has {ours.max_position_embeddings} positions, so it is no Long-CLIP. Stretch it "
-            f"first: python conversion/stretch.py {replacement.source} --output DIR"
-        )
-    for checkpoint in encoder.variants.values():
-        theirs = checkpoint.text_config
-        complaints = [
-            f"{size} {getattr(ours, size)}, not {getattr(theirs, size)}"
-            for size in _SAME_SIZES
-            if getattr(ours, size) != getattr(theirs, size)
-        ]
-        # Stable Diffusion 2 leaves out the last layer of its ViT-H/14.
-        if ours.num_hidden_layers - theirs.num_hidden_layers not in (0, 1):
-            complaints.append(f"num_hidden_layers {ours.num_hidden_layers}, not {theirs.num_hidden_layers}")
-        if not complaints:
-            shapes = {name: tensor.shape for name, tensor in replacement.tensors.items()}
-            complaints = [f"{name} is missing" for name in checkpoint.tensors if name not in shapes]
-            name = "text_projection.weight"
-            if not complaints and name in checkpoint.tensors and shapes[name] != checkpoint.tensors[name].shape:
-                complaints.append(f"{name} has shape {shapes[name]}, not {checkpoint.tensors[name].shape}")
-        if complaints:
-            raise ConversionError(
-                f"The text tower of {replacement.source} is another than {encoder.name} of {source}: "
-                f"{'; '.join(complaints)}. Name a Long-CLIP of the same size (Stable Diffusion 1.x, XL and 3: "
-                "ViT-L/14; 2.x: ViT-H/14), or leave --text-encoder out to stretch the pipeline's own."
-            )
+    return DiffusionReport(source, output, pipeline, length, described, proofs, left_out + foreign + hidden)
 
 
 def _write_encoder(
     folder: Path,
     work: Path,
-    encoder: TextEncoder,
+    encoder: "TextEncoder",
     replacement: "Checkpoint | None",
     *,
     keep: int,
@@ -290,12 +152,13 @@ def _write_encoder(
     from longclip_hf.conversion import parity
     from longclip_hf.conversion.checkpoint import POSITION_TABLE, read_files
     from longclip_hf.conversion.positions import stretch_positions
+    from longclip_hf.conversion.settings import read_settings
     from longclip_hf.conversion.tensors import write_safetensors
 
     place = work / encoder.name
     place.mkdir()
     # Everything else stays: the pipeline's number of layers, and its pooling.
-    config = read_json(folder / encoder.name / "config.json") | {"max_position_embeddings": length}
+    config = read_settings(folder / encoder.name, "config.json", say=False) | {"max_position_embeddings": length}
     write_json(place / "config.json", config)
     proofs = {}
     for variant, checkpoint in encoder.variants.items():
@@ -334,31 +197,42 @@ def _write_encoder(
     return proofs
 
 
-def _write_tokenizer(source: str, folder: Path, work: Path, encoder: TextEncoder, length: int) -> str:
+def _write_tokenizer(source: str, folder: Path, work: Path, encoder: "TextEncoder", length: int) -> str:
     """Copies a tokenizer with a `model_max_length` of `length`, and proves that nothing else of it changed.
 
     vocab.json and merges.txt, which every version reads, are added where transformers 5 saved tokenizer.json alone.
     """
+    from longclip_hf.conversion.pipeline import unchanged_files
+    from longclip_hf.conversion.settings import read_settings
     from transformers import CLIPTokenizer, CLIPTokenizerFast
 
     from modeling_longclip.compat import write_slow_tokenizer
 
     label = f"{source}/{encoder.tokenizer}"
-    before, after = folder / encoder.tokenizer, work / encoder.tokenizer
+    before, after = inside(folder, encoder.tokenizer), work / encoder.tokenizer
     slow = all((before / name).is_file() for name in ("vocab.json", "merges.txt"))
     if not slow and not (before / "tokenizer.json").is_file():  # transformers 5 would make an empty tokenizer
         raise ConversionError(f"{label} holds neither tokenizer.json nor vocab.json and merges.txt.")
-    shutil.copytree(before, after)
-    config = {"tokenizer_class": "CLIPTokenizer"} | read_json(before / "tokenizer_config.json")
-    write_json(after / "tokenizer_config.json", config | {"model_max_length": length})
+    for name in unchanged_files(before, set())[0]:
+        (after / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(before / name, after / name)
+    config = {"tokenizer_class": "CLIPTokenizer"} | read_settings(before, "tokenizer_config.json")
+    # A key that ends so names a file anywhere on this machine.
+    config = {name: value for name, value in config.items() if not name.endswith("_file")}
     fast = read_json(before / "tokenizer.json")
-    if fast.get("truncation") or fast.get("padding"):  # some files bake CLIP's 77 in
-        write_json(after / "tokenizer.json", fast | {"truncation": None, "padding": None})
     try:
+        write_json(after / "tokenizer_config.json", config)
+        old = CLIPTokenizerFast.from_pretrained(str(after))
+        write_json(after / "tokenizer_config.json", config | {"model_max_length": length})
+        if fast.get("truncation") or fast.get("padding"):  # some files bake CLIP's 77 in
+            write_json(after / "tokenizer.json", fast | {"truncation": None, "padding": None})
         if not slow:
             write_slow_tokenizer(after, fast["model"])
-        old = CLIPTokenizerFast.from_pretrained(str(before))
         forms = [form.from_pretrained(str(after)) for form in (CLIPTokenizer, CLIPTokenizerFast)]
+    except OSError as error:
+        if error.errno is not None:  # of this machine's files, such as a full disk
+            raise
+        raise ConversionError(f"{label} is no CLIP tokenizer: {error!r}. Download it again.") from error
     except Exception as error:  # of other classes in each version of transformers
         raise ConversionError(f"{label} is no CLIP tokenizer: {error!r}. Download it again.") from error
     vocabulary = min(checkpoint.text_config.vocab_size for checkpoint in encoder.variants.values())
@@ -376,24 +250,25 @@ def _write_tokenizer(source: str, folder: Path, work: Path, encoder: TextEncoder
     return f"cuts at {length} tokens, pads with {old.pad_token!r} (id {old.pad_token_id}); ids of short prompts stay"
 
 
-def _unchanged_files(folder: Path, rewritten: set[str]) -> tuple[list[Path], list[str]]:
-    """The files that are carried over, and the hidden folders (.git, a download's .cache) that are not."""
-    files, hidden = [], []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        place = Path(root)
-        hidden += [str((place / name).relative_to(folder)) for name in folders if name.startswith(".")]
-        top = place == folder
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and not (top and n in rewritten))
-        files += [place / name for name in sorted(names)]
-    return files, hidden
-
-
-def _carry_over(folder: Path, work: Path, files: list[Path], link: bool) -> str:
+def _carry_over(folder: Path, work: Path, files: list[str], link: bool) -> tuple[str, list[str]]:
+    """Copies or hard-links `files`. Returns the proof, and what of them was left out: code of others, by its name."""
+    from longclip_hf.conversion.settings import VOCABULARIES, without_foreign_code
 
     linked = nbytes = 0
-    for file in files:
-        target = work / file.relative_to(folder)
+    left_out: list[str] = []
+    cleaned: dict[str, Any] = {}
+    for name in files:
+        if name.endswith(".json") and Path(name).name not in VOCABULARIES:
+            settings, dropped = without_foreign_code(load_json(folder / name))
+            if dropped:
+                cleaned[name] = settings
+                left_out += [f"{name}: {key}, which would run the code of others" for key in dropped]
+    for name in files:
+        file, target = folder / name, work / name
         target.parent.mkdir(parents=True, exist_ok=True)
+        if name in cleaned:
+            write_json(target, cleaned[name])
+            continue
         nbytes += file.stat().st_size
         if link:
             try:
@@ -404,9 +279,11 @@ def _carry_over(folder: Path, work: Path, files: list[Path], link: bool) -> str:
                 pass
         shutil.copyfile(file, target)
         if not filecmp.cmp(file, target, shallow=False):
-            raise ProofError(f"{target.relative_to(work)} differs from the source after copying.")
-    done = [f"{count} {how}" for count, how in ((linked, "hard-linked"), (len(files) - linked, "copied")) if count]
-    return f"{len(files)} files, {nbytes / 1e6:,.1f} MB, byte-identical ({', '.join(done)})"
+            raise ProofError(f"{name} differs from the source after copying.")
+    count = len(files) - len(cleaned)
+    done = [f"{number} {how}" for number, how in ((linked, "hard-linked"), (count - linked, "copied")) if number]
+    proof = f"{count} files, {nbytes / 1e6:,.1f} MB, byte-identical ({', '.join(done)})"
+    return proof + f"; {len(cleaned)} without code of others" * bool(cleaned), left_out
 
 
 def _parser() -> CommandParser:

@@ -5,20 +5,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub import ModelCard, ModelCardData
+from longclip_hf.conversion.hub import CARD_RECORD
+from longclip_hf.conversion.settings import read_settings
+from PIL import Image
 from transformers import CLIPTokenizerFast, PretrainedConfig
 
 import longclip_hf
 import modeling_longclip
 from longclip_hf.errors import ConversionError
-from longclip_hf.files import read_json, write_json
+from longclip_hf.files import inside, read_json, write_json
 from modeling_longclip.compat import write_slow_tokenizer
 
 # Everything of the package but the file that makes it one: a checkpoint's code is flat.
 CODE_FILES = tuple(
     sorted(file for file in Path(modeling_longclip.__file__).parent.glob("*.py") if file.name != "__init__.py")
 )
-CARD_RECORD = "longclip"  # the key in a card's metadata of what the card says about how the folder was made
+# Of tokenizer_config.json: how the source was once loaded. What ends in `_file` goes too: it names files anywhere.
+_HOW_LOADED = ("is_local", "local_files_only", "name_or_path", "fast_tokenizer_files")
 _CARD_PLACES = (
     Path(longclip_hf.__file__).with_name("model_card.md"),  # an installed wheel: setup.py puts it there
     Path(__file__).parents[1] / "model_card.md",  # a checkout
@@ -59,8 +64,11 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
     Raises:
         ConversionError: if there is no CLIP tokenizer in `source`.
     """
-    config = read_json(source / "tokenizer_config.json")
-    if (source / "tokenizer.json").is_file():
+    for file in ("vocab.json", "merges.txt", "added_tokens.json"):
+        inside(source, file)
+    config = read_settings(source, "tokenizer_config.json")
+    special = read_settings(source, "special_tokens_map.json")
+    if inside(source, "tokenizer.json").is_file():
         tokenizer = read_json(source / "tokenizer.json")
     elif (source / "vocab.json").is_file() and (source / "merges.txt").is_file():
         try:
@@ -75,48 +83,69 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
             f"{name} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt. Name a folder or Hub "
             "id that has it with --processor, for example openai/clip-vit-base-patch16."
         )
-    model = tokenizer.get("model") or {}
+    model = tokenizer.get("model")
+    model = model if isinstance(model, dict) else {}
     if model.get("type") != "BPE" or not {"vocab", "merges"} <= model.keys():
         raise ConversionError(
             f"{name}: tokenizer.json is no CLIP tokenizer (its model is {model.get('type')!r}, not BPE with a "
             "vocabulary and merges)."
         )
     tokenizer["truncation"] = tokenizer["padding"] = None  # some files bake CLIP's 77 in
-    special = read_json(source / "special_tokens_map.json")
-    eos = _content(config.get("eos_token") or special.get("eos_token")) or "<|endoftext|>"
+    eos = _token(config, special, "eos_token", name) or "<|endoftext|>"
     defaults = {"bos_token": "<|startoftext|>", "eos_token": eos, "unk_token": eos, "pad_token": eos}
-    tokens = {key: _content(config.get(key) or special.get(key)) or default for key, default in defaults.items()}
-    ids = model["vocab"] | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    if eos not in ids:
-        raise ConversionError(f"{name}: the tokenizer's EOT token {eos!r} is not in its vocabulary.")
+    tokens = {key: _token(config, special, key, name) or default for key, default in defaults.items()}
     config = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "errors": "replace"} | config
     config |= tokens | {"model_max_length": length, "processor_class": "CLIPProcessor"}
-    for key in ("is_local", "local_files_only", "name_or_path", "special_tokens_map_file", "tokenizer_file"):
-        config.pop(key, None)  # how the source was once loaded
-    write_json(folder / "tokenizer.json", tokenizer)
-    write_json(folder / "tokenizer_config.json", config)
-    write_json(folder / "special_tokens_map.json", tokens)
-    write_slow_tokenizer(folder, model)
-    return int(ids[eos])
+    for key in [*config]:
+        if key in _HOW_LOADED or key.endswith("_file"):
+            del config[key]
+    try:  # the values of both files may be of any type
+        ids = dict(model["vocab"]) | {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
+        eos_token_id = ids.get(eos)
+        write_json(folder / "tokenizer.json", tokenizer)
+        write_json(folder / "tokenizer_config.json", config)
+        write_json(folder / "special_tokens_map.json", tokens)
+        write_slow_tokenizer(folder, model)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ConversionError(f"{name}: tokenizer.json is no CLIP tokenizer: {error!r}. Download it again.") from error
+    if type(eos_token_id) is not int:
+        raise ConversionError(f"{name}: the tokenizer's EOT token {eos!r} is not in its vocabulary.")
+    try:
+        CLIPTokenizerFast.from_pretrained(str(folder))
+    except Exception as error:  # of other classes in each version of transformers
+        raise ConversionError(
+            f"{name}: its tokenizer files make no CLIP tokenizer ({' '.join(repr(error).split())}). Download them "
+            "again."
+        ) from error
+    return eos_token_id
 
 
 def write_image_processor(folder: Path, source: Path, name: str) -> None:
     """Writes `preprocessor_config.json`, which both majors read; transformers 5 saves `processor_config.json` instead.
 
     Raises:
-        ConversionError: if `source` has neither.
+        ConversionError: if `source` has neither, or it is none.
     """
-    config = read_json(source / "preprocessor_config.json")
+    config = read_settings(source, "preprocessor_config.json")
     if not config:
-        config = read_json(source / "processor_config.json").get("image_processor", {})
+        config = read_settings(source, "processor_config.json").get("image_processor", {})
     if not config:
         raise ConversionError(
             f"{name} holds no image settings: neither preprocessor_config.json nor processor_config.json. Name a "
             "folder or Hub id that has them with --processor, for example openai/clip-vit-base-patch16."
         )
-    config.pop("feature_extractor_type", None)  # the name of before 2023
-    config |= {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"}
-    write_json(folder / "preprocessor_config.json", config)
+    try:
+        config.pop("feature_extractor_type", None)  # the name of before 2023
+        config |= {"image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor"}
+        write_json(folder / "preprocessor_config.json", config)
+        # Transformers 5 has two of them, and says on stderr that it takes this one where there is no torchvision.
+        read_by = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+        read_by.from_pretrained(str(folder))(Image.new("RGB", (8, 4)), return_tensors="np")
+    except Exception as error:  # of every class: the values may be of any type
+        raise ConversionError(
+            f"{name}: its image settings make no CLIP image processor ({' '.join(repr(error).split())}). Download "
+            "them again."
+        ) from error
 
 
 def write_card(folder: Path, data: ModelCardData, **values: Any) -> None:
@@ -137,5 +166,10 @@ def render_card(data: ModelCardData, **values: Any) -> str:
     return f"{ModelCard.from_template(data, template_path=str(template), **values)}".rstrip() + "\n"
 
 
-def _content(token: str | dict[str, Any] | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
+def _token(config: dict[str, Any], special: dict[str, Any], key: str, name: str) -> str | None:
+    """A special token: a string, or an object that holds one, in either of the two files."""
+    token = config.get(key) or special.get(key)
+    content = token.get("content") if isinstance(token, dict) else token
+    if content is not None and not isinstance(content, str):
+        raise ConversionError(f"{name}: the tokenizer's {key} is {content!r}, and no text. Download it again.")
+    return content

@@ -1,6 +1,5 @@
 """Checkpoints that are not in Hugging Face's layout: what their files hold, and the configuration that it makes."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from longclip_hf.conversion.tensors import as_stored, load_torch, read_safetenso
 from transformers import CLIPConfig, CLIPModel
 
 from longclip_hf.errors import ConversionError
+from longclip_hf.files import inside, load_json
 from modeling_longclip.defaults import CLIP_LENGTH
 
 TABLE = "positional_embedding"
@@ -93,7 +93,7 @@ def read_original(source: str, file_name: str | None = None, revision: str | Non
         stored = as_stored(file, content)
     tensors = _plain_names({name: tensor.load() for name, tensor in stored.items()})
     scalars = [name for name in _SCALARS if tensors.pop(name, None) is not None]
-    open_clip = file.parent / OPEN_CLIP_CONFIG
+    open_clip = inside(file.parent, OPEN_CLIP_CONFIG)
     name = source if file_name is None else f"{source}/{file_name}"
     return Original(
         name, file, tensors, _read_object(open_clip) if open_clip.is_file() else None,
@@ -297,7 +297,7 @@ def _find(source: str, file_name: str | None, revision: str | None) -> Path:
             raise ConversionError(f"{source}: no such file. In a Hub repository, name the file too: ID FILE.")
         return path
     folder = path if local else download(source, revision, [file_name, OPEN_CLIP_CONFIG, "README.md"])
-    if not (folder / file_name).is_file():
+    if not inside(folder, file_name).is_file():
         raise ConversionError(f"{source} holds no file {file_name}.")
     return folder / file_name
 
@@ -319,12 +319,9 @@ def _plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConversionError(f"{file} is no JSON file: {error}. Download it again.") from error
+    value = load_json(file)
     model_cfg = value.get("model_cfg") if isinstance(value, dict) else None
-    if not model_cfg or not all(
+    if not isinstance(model_cfg, dict) or not all(
         isinstance(part, dict) for part in (model_cfg, *map(model_cfg.get, ("vision_cfg", "text_cfg")))
     ):
         raise ConversionError(f"{file} has no model_cfg with vision_cfg and text_cfg: it is not OpenCLIP's.")

@@ -7,79 +7,43 @@
         --results evaluation/results.json --yes --private --tag v1
 
 Before anything is sent, the very files are loaded in a fresh process, with their own code and as a plain CLIP, and
-must give the same features. Weights in safetensors, code, tokenizers, processor and card go up in one commit;
-everything else in the folder stays here and is named. The token is that of `hf auth login` or of HF_TOKEN. An upload
+must give the same features. That code is this project's, to the last byte, or the folder is refused. Weights in
+safetensors, code, tokenizers, processor and card go up in one commit; everything else in the folder stays here and is
+named. The token is that of `hf auth login` or of HF_TOKEN. An upload
 that was interrupted is repeated with the same command: what the Hub has is not sent again.
 """
 
-import re
+import os
+import site
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longclip_hf.command import CommandParser, consoles, guarded
 from longclip_hf.errors import ConversionError
-from longclip_hf.files import read_json
+from longclip_hf.files import inside, read_json, write_atomically
 from modeling_longclip.defaults import LENGTH
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 CARD = "README.md"
 LFS_BYTES = 10 * 2**20  # the Hub's limit for files outside git-LFS, in which safetensors always are
-ATTEMPTS = 3
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-REMEDIES = {
-    401: "the Hub does not accept the token. Log in again with `hf auth login`, or renew HF_TOKEN.",
-    403: "the token may not do that. Make one that may write to {namespace}, in the Hub's settings.",
-    404: "there is no such repository or user, or the token may not see it. Check the name.",
-    409: "another change came in between, or the name is taken. Look at the repository, then run the command again.",
-    412: "another change came in between. Run the command again.",
-    413: "a file is too large for the Hub.",
-}
-# Run in a process of its own, on the files that would be sent and nothing else.
-CHECK = """
-import sys
-sys.modules["modeling_longclip"] = None  # whoever loads it from the Hub has only the code in the folder
-try:
-    import numpy, torch, transformers
-    from PIL import Image
-    folder, positions, stock, has_image_tower = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] == "True"
-    texts = ["a photo of a dog", "a photo of a dog " * positions]
-    call = {"padding": True, "truncation": True, "return_tensors": "pt"}
-    if has_image_tower:
-        image = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=numpy.uint8))
-        inputs = transformers.AutoProcessor.from_pretrained(folder)(text=texts, images=[image], **call)
-    else:
-        inputs = transformers.AutoTokenizer.from_pretrained(folder)(texts, **call)
-    length = inputs["input_ids"].shape[1]
-    if length != positions:
-        raise ValueError(f"the tokenizer cuts texts at {length} tokens, and the model reads {positions}")
-    found = []
-    for model_class, trust in ((transformers.AutoModel, True), (getattr(transformers, stock), False)):
-        options = {"trust_remote_code": True} if trust else {}
-        model = model_class.from_pretrained(folder, dtype=torch.float32, **options).eval()
-        if trust and type(model).__name__ != f"Long{stock}":
-            raise ValueError(f"AutoModel with its own code gives a {type(model).__name__}, not a Long{stock}")
-        with torch.inference_mode():
-            output = model(**inputs)
-        # Of both towers the logits, which depend on all weights; NaN is equal to nothing.
-        found.append(output.logits_per_image if has_image_tower else output[0])
-        del model
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-except Exception as error:
-    print(type(error).__name__ + ": " + " ".join(str(error).split())[:600], file=sys.stderr)
-    sys.exit(1)
-"""
+LOAD_CHECK = Path(__file__).with_name("load_check.py")
+# Of the environment, what the process that runs a folder's code needs. It has no use for any secret.
+_PASSED_ON = (
+    "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SYSTEMROOT", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Publication:
-    """A folder as it would be published: `files` of it, without the card, which is `card`."""
+    """A folder as it would be published: `files` of it, without the card, which is `card`.
+
+    Its code is this project's own, whether the folder has it to the last byte or an earlier version (`updates_code`).
+    """
 
     folder: Path
     repo_id: str
@@ -90,22 +54,18 @@ class Publication:
     positions: int
     stock_class: str
     has_image_tower: bool
-
-    def size(self, name: str) -> int:
-        return len(self.card.encode()) if name == CARD else (self.folder / name).stat().st_size
+    updates_code: bool = False
 
     def names(self) -> list[str]:
         return sorted([*self.files, CARD])
 
+    def contents(self) -> dict[str, Path | bytes]:
+        """What is sent: name there -> file here, or content."""
+        from longclip_hf.conversion.folder import CODE_FILES
 
-@dataclass(frozen=True)
-class Published:
-    """The commit that holds the files, whether it is a new one, and stale files of this kind that it removed."""
-
-    url: str
-    commit: str
-    is_new: bool
-    removed: list[str]
+        code = {file.name: file for file in CODE_FILES}
+        files: dict[str, Path | bytes] = {name: code.get(name, self.folder / name) for name in self.files}
+        return files | {CARD: self.card.encode()}
 
 
 def prepare(
@@ -121,6 +81,7 @@ def prepare(
     made_with: str | None = None,
     fine_tuned: bool = False,
     overwrite: bool = False,
+    update_code: bool = False,
 ) -> Publication:
     """Chooses the files and renders the card. Sends and writes nothing.
 
@@ -132,10 +93,12 @@ def prepare(
         base_model, relation, license, datasets, made_with: of the card, see `longclip_hf.conversion.card.make_card`.
         fine_tuned: the weights were trained, also where the folder does not show it.
         overwrite: replace a card in the folder that this project did not write.
+        update_code: send this version's code in the place of the folder's, which is then neither run nor sent.
 
     Raises:
-        ConversionError: for a folder that lacks a file or holds an access token, results that do not fit, or a card
-            that would be lost.
+        ConversionError: for a folder that lacks a file, names or holds the code of others, or holds an access token;
+            for results that do not fit, or a card that would be lost.
+        FileError: if a file leads out of the folder.
     """
     from longclip_hf.conversion import card
 
@@ -143,7 +106,7 @@ def prepare(
     card.check_hub_id(repo_id)
     if "/" not in repo_id:
         raise ConversionError(f"{repo_id} names no user or organisation: write USER/{repo_id}.")
-    config = read_json(folder / "config.json")
+    config = read_json(inside(folder, "config.json"))
     if config.get("model_type") not in ("clip", "clip_text_model") or not config.get("auto_map"):
         raise ConversionError(
             f"{folder} holds no Long-CLIP: config.json names the model_type {config.get('model_type')!r} and "
@@ -152,8 +115,13 @@ def prepare(
     if results_model is not None and not results:
         raise ConversionError("--results-model is for --results FILE, which is missing.")
     has_image_tower = "vision_config" in config
-    positions = (config.get("text_config") or config).get("max_position_embeddings", LENGTH)
-    files, left_out = choose_files(folder, has_image_tower)
+    text = config.get("text_config") or config
+    positions = text.get("max_position_embeddings", LENGTH) if isinstance(text, dict) else None
+    if not isinstance(positions, int) or positions < 1:
+        raise ConversionError(f"{folder / 'config.json'} names {positions!r} positions, and no number of them.")
+    files, left_out = choose_files(folder, has_image_tower, update_code)
+    _check_code(folder, files, update_code)
+    inside(folder, CARD)
     origin = card.read_origin(folder, fine_tuned)
     if (folder / CARD).is_file() and not origin.own_card and not overwrite:
         raise ConversionError(
@@ -167,198 +135,128 @@ def prepare(
     )  # fmt: skip
     publication = Publication(
         folder, repo_id, made.text, files, left_out, made.unstated, positions, card.stock_class(config),
-        has_image_tower,
+        has_image_tower, update_code,
     )  # fmt: skip
     _check_secrets(publication)
     return publication
 
 
-def choose_files(folder: Path, has_image_tower: bool) -> tuple[list[str], list[str]]:
+def choose_files(folder: Path, has_image_tower: bool, update_code: bool = False) -> tuple[list[str], list[str]]:
     """The names of files to send, the card aside, and what else is in the folder (`name/` is a folder).
 
     Raises:
         ConversionError: if one is missing that a model needs.
+        FileError: if one leads out of the folder.
     """
-    from longclip_hf.conversion.checkpoint import PROCESSOR_FILES
+    from longclip_hf.conversion.checkpoint import PROCESSOR_FILES, shards_of
     from longclip_hf.conversion.folder import CODE_FILES
 
     code = [file.name for file in CODE_FILES]
     tokenizer = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"]
-    index = read_json(folder / "model.safetensors.index.json") if not (folder / "model.safetensors").is_file() else {}
-    shards = sorted(set(index.get("weight_map", {}).values()))
-    weights = ["model.safetensors.index.json", *shards] if shards else ["model.safetensors"]
-    needed = ["config.json", *weights, *code, *tokenizer, *(["preprocessor_config.json"] if has_image_tower else [])]
-    if missing := [name for name in needed if not (folder / name).is_file() or "/" in name]:
+    index = inside(folder, "model.safetensors.index.json")
+    has_shards = not (folder / "model.safetensors").is_file() and index.is_file()
+    weights = [index.name, *sorted(shards_of(index))] if has_shards else ["model.safetensors"]
+    needed = ["config.json", *weights, *tokenizer, *(["preprocessor_config.json"] if has_image_tower else [])]
+    needed += [] if update_code else code
+    if missing := [name for name in needed if "/" in name or not inside(folder, name).is_file()]:
         raise ConversionError(
             f"{folder} lacks {', '.join(missing)}. Weights are published as safetensors, and the tokenizer in both of "
             "its formats: make the folder with conversion/ or training/, which write all of them."
         )
-    allowed = {*needed, *PROCESSOR_FILES, "LICENSE"}
+    allowed = {*needed, *code, *PROCESSOR_FILES, "LICENSE"}
     there = {path.name: path.is_dir() for path in folder.iterdir()}
-    files = sorted(name for name, is_folder in there.items() if name in allowed and not is_folder)
+    files = {name for name, is_folder in there.items() if name in allowed and not is_folder}
+    for name in files:
+        inside(folder, name)
     left_out = [f"{name}/" if is_folder else name for name, is_folder in there.items() if name not in files]
-    return files, sorted(name for name in left_out if name != CARD)
+    return sorted(files.union(code)), sorted(name for name in left_out if name != CARD)
+
+
+def _check_code(folder: Path, files: Sequence[str], update_code: bool) -> None:
+    """Whether the folder holds and names no code but this project's: loading it runs both."""
+    from longclip_hf.conversion.folder import CODE_FILES
+    from longclip_hf.conversion.settings import VOCABULARIES, without_foreign_code
+
+    differing = [
+        file.name for file in CODE_FILES if not update_code and (folder / file.name).read_bytes() != file.read_bytes()
+    ]
+    if differing:
+        raise ConversionError(
+            f"{folder} has code that is not this version's, which is neither run nor sent: {', '.join(differing)}. If "
+            "an earlier version wrote it, --update-code sends this version's instead; code of your own is published "
+            "with `hf upload`."
+        )
+    for name in files:
+        if name.endswith(".json") and name not in VOCABULARIES:
+            _, foreign = without_foreign_code(read_json(folder / name))
+            if foreign:
+                raise ConversionError(
+                    f"{folder / name} names the code of others: {', '.join(foreign)}. Whoever trusts {folder.name} "
+                    "would run it. Take it out."
+                )
 
 
 def check_loads(publication: Publication) -> None:
     """Loads what would be sent in a fresh process: its own code and stock CLIP agree on features, offline.
 
+    That process has a home of its own and no secret of this one's environment.
+
     Raises:
         ConversionError: if it does not load, or the two differ.
     """
-    import os
-    import subprocess
-    import tempfile
+    from longclip_hf.conversion.hub import redact
 
     with tempfile.TemporaryDirectory() as work:
         staged = Path(work) / "staged"
         staged.mkdir()
-        for name in publication.files:
-            (staged / name).symlink_to((publication.folder / name).resolve())
-        # The folder's code is run, and has no use for the token.
-        env = {name: value for name, value in os.environ.items() if "TOKEN" not in name and name != "HF_HOME"}
-        env |= {"HF_HUB_OFFLINE": "1", "HF_HOME": work, "HF_MODULES_CACHE": f"{work}/modules"}
+        for name, content in publication.contents().items():
+            if isinstance(content, Path):
+                (staged / name).symlink_to(content.resolve())
         arguments = [staged, publication.positions, publication.stock_class, publication.has_image_tower]
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", CHECK, *map(str, arguments)],
-            capture_output=True, text=True, errors="replace", cwd=work, env=env, check=False,
+            [sys.executable, "-P", "-W", "ignore", str(LOAD_CHECK), *map(str, arguments)],
+            capture_output=True, text=True, errors="replace", cwd=work, env=_environment(work), check=False,
         )  # fmt: skip
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1].replace(str(staged), "it")
         raise ConversionError(
-            f"{publication.folder} does not load in a fresh process, so nothing is sent: {_redact(reason)}"
+            f"{publication.folder} does not load in a fresh process, so nothing is sent: {redact(reason)}"
         )
 
 
-def upload(
-    publication: Publication,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    tag: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Published:
-    """Sends the files in one commit. What the Hub has already is not sent again.
-
-    Args:
-        private: the repository, new or not, is to be private.
-        revision: a branch, made from `main` if it is missing; `main` by default.
-        tag: of the commit; it must be new.
-        say: is told what goes wrong and is tried again.
-
-    Raises:
-        ConversionError: if the Hub refuses or cannot be reached; nothing half done is visible there.
-    """
-    from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if constants.HF_HUB_OFFLINE:
-        raise ConversionError("HF_HUB_OFFLINE is set, so nothing can be sent. Unset it.")
-    if get_token() is None:
-        raise ConversionError("There is no access token: log in with `hf auth login`, or set HF_TOKEN.")
-    # Connections fail with requests' exceptions, which are OSErrors, or httpx's, which share a base with the Hub's.
-    failures: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, HfHubHTTPError.__bases__[0])
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return _send(HfApi(), publication, private, revision, tag)
-        except failures as error:
-            reason, is_passing = _explain(error, publication.repo_id)
-            if is_passing and attempt == ATTEMPTS:
-                reason += " Run the same command again later: what the Hub has by then is not sent twice."
-            if not is_passing or attempt == ATTEMPTS:
-                raise ConversionError(f"{publication.repo_id} was not published: {reason}") from None
-            say(f"{reason} Trying again in {2**attempt} s.")
-            time.sleep(2**attempt)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _send(api: "HfApi", publication: Publication, private: bool, revision: str | None, tag: str | None) -> Published:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    repo_id, branch = publication.repo_id, revision or "main"
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if private and not api.model_info(repo_id).private:
-        raise ConversionError(f"{repo_id} is there already and public. Nothing was sent: make it private on the Hub.")
-    if tag is not None:
-        taken = next((ref.target_commit for ref in api.list_repo_refs(repo_id).tags if ref.name == tag), None)
-        if taken is not None:
-            raise ConversionError(f"{repo_id} has a tag {tag} already, of commit {taken[:12]}. Choose another --tag.")
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    before = api.model_info(repo_id, revision=branch).sha
-    stale = [name for name in api.list_repo_files(repo_id, revision=branch) if _is_stale(name, publication)]
-    commit = api.create_commit(
-        repo_id,
-        operations=[
-            # New ones for every attempt: they remember what was done with them.
-            *(CommitOperationAdd(name, str(publication.folder / name)) for name in publication.files),
-            CommitOperationAdd(CARD, publication.card.encode()),
-            *(CommitOperationDelete(name) for name in stale),
-        ],
-        commit_message="Long-CLIP checkpoint and its card",
-        revision=branch,
-    )
-    if tag is not None:
-        api.create_tag(repo_id, tag=tag, revision=commit.oid)
-    return Published(f"{api.endpoint}/{repo_id}", commit.oid, commit.oid != before, stale)
-
-
-def _is_stale(name: str, publication: Publication) -> bool:
-    """Weights of an earlier version would be loaded instead of these, or beside them."""
-    weights = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-    return name not in publication.files and any(fnmatch(name, pattern) for pattern in weights)
-
-
-def _explain(error: Exception, repo_id: str) -> tuple[str, bool]:
-    """What went wrong, in one line and without secrets, and whether it may pass by itself."""
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of a file's upload
-        error = error.__cause__
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    said = getattr(error, "server_message", None) or str(error)
-    said = _redact(" ".join(said.split()))[:300]
-    if status is None:
-        # An error of a file here has a number; one of a connection has none.
-        is_passing = not isinstance(error, ValueError | RuntimeError) and getattr(error, "errno", None) is None
-        name = type(error).__name__
-        return f"the connection failed ({name}: {said})." if is_passing else f"{name}: {said}", is_passing
-    if status >= 500:
-        return f"the Hub failed ({status}: {said}).", True
-    remedy = REMEDIES.get(status, "the Hub refuses.").format(namespace=repo_id.split("/")[0])
-    return f"{remedy} ({status}: {said})", False
-
-
-def _redact(text: str) -> str:
-    from huggingface_hub import get_token
-
-    token = get_token()
-    return TOKEN.sub("hf_***", text.replace(token, "hf_***") if token else text)
+def _environment(work: str) -> dict[str, str]:
+    """Of a process that runs a folder's code: no token, no key, no `~/.netrc`."""
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    caches = {"HF_HUB_OFFLINE": "1", "HF_HOME": work, "HF_MODULES_CACHE": f"{work}/modules"}
+    homes = {"HOME": work, "USERPROFILE": work, "TMPDIR": work, "TEMP": work, "TMP": work}
+    if site.ENABLE_USER_SITE:  # found by the home of before, and transformers may be there
+        homes["PYTHONUSERBASE"] = site.getuserbase()
+    return passed_on | caches | homes
 
 
 def _check_secrets(publication: Publication) -> None:
-    from huggingface_hub import get_token
+    from longclip_hf.conversion.hub import holds_token
 
-    token = get_token()
-    for name in publication.names():
+    for name, content in publication.contents().items():
         if name.endswith(".safetensors"):
             continue
-        text = publication.card if name == CARD else (publication.folder / name).read_text("utf-8", errors="replace")
-        if TOKEN.search(text) or (token and token in text):
+        text = content.decode() if isinstance(content, bytes) else content.read_text("utf-8", errors="replace")
+        if holds_token(text):
             raise ConversionError(
                 f"{name} would hold an access token (hf_...). Take it out, and revoke it on the Hub."
             )
 
 
 def write_card(publication: Publication) -> None:
-    """The card that is sent, as the folder's own `README.md`."""
+    """The card that is sent, as the folder's own `README.md`, and the code where it is updated."""
+    from longclip_hf.conversion.folder import CODE_FILES
 
-    work = publication.folder / f".{CARD}.incomplete"
     try:
-        work.write_text(publication.card, encoding="utf-8")
-        work.replace(publication.folder / CARD)
+        write_atomically(publication.folder / CARD, publication.card.encode())
+        for file in CODE_FILES if publication.updates_code else ():
+            write_atomically(publication.folder / file.name, file.read_bytes())
     except OSError as error:
         raise ConversionError(f"{publication.folder / CARD} could not be written: {error}.") from error
-    finally:
-        work.unlink(missing_ok=True)
 
 
 def _parser() -> CommandParser:
@@ -385,7 +283,13 @@ def _parser() -> CommandParser:
     )
     card.add_argument("--made-with", metavar="COMMAND", help="the command that made the weights")
     card.add_argument("--fine-tuned", action="store_true", help="it was, though nothing in the folder shows it")
-    card.add_argument("--overwrite", action="store_true", help="replace a README.md that is not of this project")
+    card.add_argument(
+        "--overwrite", action="store_true", help="replace a README.md that is not of this project, here and there"
+    )
+    parser.add_argument(
+        "--update-code", action="store_true",
+        help="send this version's code, not that of the earlier version which wrote the folder",
+    )  # fmt: skip
     there = parser.add_argument_group("on the Hub")
     there.add_argument("--private", action="store_true", help="only into a private repository; a new one will be")
     there.add_argument("--revision", metavar="BRANCH", help="the branch, made if it is missing (default: main)")
@@ -403,7 +307,7 @@ def main(args: list[str] | None = None) -> int:
             options.folder, options.repo, results=options.results, results_model=options.results_model,
             base_model=options.base_model, relation=options.relation, license=options.license,
             datasets=options.dataset, made_with=options.made_with, fine_tuned=options.fine_tuned,
-            overwrite=options.overwrite,
+            overwrite=options.overwrite, update_code=options.update_code,
         )  # fmt: skip
         _print_plan(console, publication, with_card=not options.yes)
         with errors.status("Loading it in a fresh process"):
@@ -412,10 +316,12 @@ def main(args: list[str] | None = None) -> int:
         if not options.yes:
             console.print(f"Nothing was sent. Send it to {options.repo} with --yes.", soft_wrap=True)
             return
+        from longclip_hf.conversion.hub import upload
+
         write_card(publication)
         published = upload(
-            publication, private=options.private, revision=options.revision, tag=options.tag,
-            say=lambda text: errors.print(text, markup=False, soft_wrap=True),
+            options.repo, publication.contents(), private=options.private, revision=options.revision,
+            tag=options.tag, overwrite=options.overwrite, say=lambda text: errors.print(text, soft_wrap=True),
         )  # fmt: skip
         for name in published.removed:
             console.print(f"Removed there: {name}, weights of an earlier version.", soft_wrap=True)
@@ -438,7 +344,11 @@ def _print_plan(console: Any, publication: Publication, with_card: bool) -> None
         "file", "size", "goes as", title=f"{publication.folder} -> {publication.repo_id}", title_justify="left"
     )
     table.columns[1].justify = "right"
-    sizes = {name: publication.size(name) for name in publication.names()}
+    contents = publication.contents()
+    sizes = {
+        name: len(content) if isinstance(content, bytes) else content.stat().st_size
+        for name, content in sorted(contents.items())
+    }
     for name, size in sizes.items():
         goes_as = "LFS" if name.endswith(".safetensors") or size > LFS_BYTES else "regular"
         table.add_row(name, f"{size:,}", goes_as)

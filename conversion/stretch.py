@@ -10,6 +10,7 @@ paper's formula, features of short texts unchanged. A stretched model reads 248 
 long captions to understand them.
 """
 
+import shlex
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longclip_hf.command import CommandParser, consoles, guarded, print_proofs
-from longclip_hf.errors import ConversionError
+from longclip_hf.errors import ConversionError, LongCLIPError
 from longclip_hf.files import new_folder
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH, RATIO
 
@@ -193,10 +194,20 @@ def stretch(
         seconds["prove"] = time.perf_counter() - began
         folder_bytes = sum(file.stat().st_size for file in work.iterdir())
     return StretchReport(
-        source, output, rows, length, keep, ratio, method, arithmetic,
-        config.dtype if isinstance(config.dtype, str) else str(config.dtype).removeprefix("torch."),
-        folder_bytes, proofs, checkpoint.dropped, seconds,
-    )  # fmt: skip
+        source=source,
+        output=output,
+        rows=rows,
+        length=length,
+        keep=keep,
+        ratio=ratio,
+        method=method,
+        arithmetic=arithmetic,
+        dtype=str(config.dtype).removeprefix("torch."),
+        nbytes=folder_bytes,
+        proofs=proofs,
+        dropped=checkpoint.dropped,
+        seconds=seconds,
+    )
 
 
 def _write_card(work: Path, checkpoint: "Checkpoint", config: Any, dtype: str | None, proofs: dict[str, str]) -> None:
@@ -237,26 +248,24 @@ def _reporter(progress: Any, what: str, total: int) -> tuple[Any, Any]:
     return (lambda count: progress.update(task, advance=count)), (lambda: progress.update(task, completed=total))
 
 
-def push(folder: Path, repo_id: str, private: bool) -> str:
-    """Uploads `folder` to the Hub in one commit and returns its address.
+def _push(output: Path, repo: str, private: bool) -> str:
+    """Publishes `output` as `longclip-publish` does, with all its checks, and returns the address."""
+    from longclip_hf.conversion import hub, publish
 
-    Raises:
-        ConversionError: if the Hub refuses; the folder stays.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
+    repo_id = repo
     try:
-        api = HfApi()
-        repo = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Stretched to Long-CLIP")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        repo_id = hub.full_name(repo)
+        publication = publish.prepare(output, repo_id)
+        publish.check_loads(publication)
+        publish.write_card(publication)
+        return hub.upload(repo_id, publication.contents(), private=private).url
+    except LongCLIPError as error:
+        again = shlex.join(
+            ["python", "conversion/publish.py", str(output), repo_id, "--yes", *["--private"] * private]
+        )
         raise ConversionError(
-            f"{repo_id} was not pushed: {reason} The checkpoint itself is complete in {folder}. Log in with "
-            "`hf auth login` (a token that may write) and push it again."
+            f"{error} The checkpoint itself is complete in {output}. Push it again: {again}"
         ) from error
-    return str(repo)
 
 
 def _parser() -> CommandParser:
@@ -282,7 +291,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--processor", help="Hub id or folder of tokenizer and image settings, if the source has none")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--push-to-hub", metavar="REPO", help="then upload it there in one commit (NAME or USER/NAME)")
-    parser.add_argument("--private", action="store_true", help="make a new Hub repository private")
+    parser.add_argument(
+        "--private", action="store_true", help="push only into a private repository; a new one will be"
+    )
     return parser
 
 
@@ -316,7 +327,8 @@ def main(args: list[str] | None = None) -> int:
         complete = True
         _print_report(console, report)
         if options.push_to_hub:
-            console.print(f"Pushed to {push(output, options.push_to_hub, options.private)}")
+            address = _push(output, options.push_to_hub, options.private)
+            console.print(f"Pushed to {address}", soft_wrap=True)
 
     return guarded(work, lambda: f"the checkpoint is complete in {output}" if complete else "nothing was left behind")
 

@@ -4,12 +4,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from longclip_hf.errors import FileError
+
+DEEPEST = (
+    100  # lists in lists in JSON; no settings are that deep, and what walks through deeper ones runs out of stack
+)
 
 try:
     import fcntl
@@ -19,6 +23,8 @@ except ImportError:  # Windows: what a killed run left is then never taken for d
 
 def inside(folder: Path, name: str) -> Path:
     """`folder / name`, which must lie in `folder`, links followed, or in the Hub's cache, where snapshots link to.
+
+    A snapshot in another cache than the one in use has its files in `../../blobs`.
 
     Raises:
         FileError: if it leads anywhere else: what is read as a part of a folder, or published with it, lies in it.
@@ -30,7 +36,9 @@ def inside(folder: Path, name: str) -> Path:
         place = file.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links is a RuntimeError up to Python 3.12
         raise FileError(f"{file} leads nowhere: {error}. Replace the link by the file itself.") from error
-    homes = (folder.resolve(), Path(constants.HF_HUB_CACHE).resolve())
+    homes = [folder.resolve(), Path(constants.HF_HUB_CACHE).resolve()]
+    if homes[0].parent.name == "snapshots":
+        homes.append(homes[0].parents[1] / "blobs")
     if not any(place.is_relative_to(home) for home in homes):
         raise FileError(f"{file} leads out of its folder, to {place}. Replace the link by the file itself.")
     return file
@@ -42,7 +50,8 @@ def new_folder(output: Path, nbytes: int, overwrite: bool = False, marker: str =
 
     It stands beside `output` under a hidden name that ends in `.incomplete`, so that a process killed half-way leaves
     nothing that looks finished; the next run for the same `output` removes that, and says so. What it replaces
-    (`overwrite`) is removed only after it, and holds the file `marker`.
+    (`overwrite`) holds the file `marker`, and is removed only after it; a process killed between the two leaves it
+    under a name that ends in `.replaced`, and the next run puts it back.
 
     Args:
         output: the new folder.
@@ -54,6 +63,8 @@ def new_folder(output: Path, nbytes: int, overwrite: bool = False, marker: str =
         FileError: if `output` exists and is not to be replaced, cannot be written, or `nbytes` do not fit.
     """
     output = output.resolve()  # through a link, so that what is replaced is what it points to
+    if output.parent.is_dir():
+        _clear_left_over(output)  # first: what is put back is there, and is not replaced unasked
     if output.exists() and not overwrite:
         raise FileError(f"{output} exists already. Name another --output, or replace it with --overwrite.")
     if output.exists() and not output.is_dir():
@@ -66,18 +77,10 @@ def new_folder(output: Path, nbytes: int, overwrite: bool = False, marker: str =
     try:
         with _work_folder(output, nbytes) as work:
             yield work
-            replaced = None
             if overwrite and output.exists():  # without it, what has appeared meanwhile stays, and the rename fails
-                replaced = work.with_suffix(".replaced")
-                output.rename(replaced)
-            try:
+                _replace(output, work)
+            else:
                 work.rename(output)
-            except BaseException:  # an interrupt too
-                if replaced is not None and not output.exists():
-                    replaced.rename(output)
-                raise
-            if replaced is not None:
-                shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         raise FileError(f"{output} could not be written: {error}.") from error
 
@@ -102,21 +105,40 @@ def new_file(output: Path, nbytes: int, overwrite: bool = False) -> Iterator[Pat
         raise FileError(f"{output} could not be written: {error}.") from error
 
 
+def _replace(output: Path, work: Path) -> None:
+    """`work` in the place of `output`, which is gone at the end, or is there as it was."""
+    replaced = work.with_suffix(".replaced")
+    lock = _lock(output)  # no other run takes it for left over while this one lives
+    try:
+        output.rename(replaced)
+        try:
+            work.rename(output)
+        except BaseException:  # an interrupt too
+            if not output.exists():
+                replaced.rename(output)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
 @contextmanager
 def _work_folder(output: Path, nbytes: int) -> Iterator[Path]:
     """A folder beside `output` that is gone at the end, if it was not renamed before."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_over(output)
+    _clear_left_over(output)
     free = shutil.disk_usage(output.parent).free
     if free < nbytes:
         raise FileError(
             f"{output.parent} has {free / 1e6:,.0f} MB free and {nbytes / 1e6:,.0f} MB are needed. Make room, or name "
             "an --output on another disk."
         )
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".incomplete", dir=output.parent))
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".new", dir=output.parent))
     lock = None
     try:
         lock = _lock(work)  # held while this process lives, however it ends
+        work = work.rename(work.with_suffix(".incomplete"))  # only now, or another run could take it for left over
         work.chmod(0o777 & ~_umask())  # mkdtemp's folders are closed to everybody else
         yield work
     finally:
@@ -125,27 +147,44 @@ def _work_folder(output: Path, nbytes: int) -> Iterator[Path]:
             os.close(lock)
 
 
-def _remove_left_over(output: Path) -> None:
-    """Of runs for the same `output` that were killed: nobody holds the lock of their folder any more."""
-    for folder in output.parent.glob(f".{_escaped(output.name)}.*.incomplete"):
-        if folder.is_symlink() or not folder.is_dir():
-            continue  # nothing that this project writes
-        lock = _lock(folder)
-        if lock is not None:
-            from rich.console import Console
+def _clear_left_over(output: Path) -> None:
+    """Of runs for the same `output` that were killed: nobody holds the lock of their folders any more.
 
-            Console(stderr=True, markup=False).print(
-                f"Removed {folder}, left by a run that was killed.", soft_wrap=True
-            )
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+    What such a run had moved away to replace it is put back, unless it was replaced.
+    """
+    for suffix in ("replaced", "incomplete"):
+        for folder in sorted(output.parent.glob(f".{_escaped(output.name)}.*.{suffix}")):
+            if folder.is_symlink() or not folder.is_dir():
+                continue  # nothing that this project writes
+            lock = _lock(folder)
+            if lock is None:
+                continue
+            try:
+                if suffix == "replaced" and not output.exists():
+                    folder.rename(output)
+                    notice(f"Put {output} back, which a run that was killed had moved to {folder.name}.")
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    notice(f"Removed {folder}, left by a run that was killed.")
+            finally:
+                os.close(lock)
+
+
+def notice(text: str) -> None:
+    """Says on stderr what a user should know and need not mend."""
+    from rich.console import Console
+
+    Console(stderr=True, markup=False, highlight=False).print(text, soft_wrap=True)
 
 
 def _lock(folder: Path) -> int | None:
     """A descriptor that holds the lock of `folder`; None where another process holds it, or there are no locks."""
     if fcntl is None:
         return None
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # gone meanwhile, or somebody else's
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # held, or a file system without locks
@@ -189,12 +228,22 @@ def load_json(file: Path) -> Any:
     """Whatever JSON stands in `file`.
 
     Raises:
-        FileError: if it cannot be read, or is no JSON.
+        FileError: if it cannot be read, is no JSON, or is nested deeper than any settings are.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # a list in a list in a list ... is a RecursionError
         raise FileError(f"{file} is no JSON file: {error}. Download it again.") from error
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [part for parent in level for part in _parts(parent) if isinstance(part, dict | list)]
+        if not level:
+            return value
+    raise FileError(f"{file} is nested more than {DEEPEST} levels deep, which no settings are. Download it again.")
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -130,6 +130,7 @@ class Request(BaseHTTPRequestHandler):
     query: dict[str, list[str]]
     body: BinaryIO
     fault: int | None  # the status that the test wants
+    fault_headers: dict[str, str]
     protocol_version = "HTTP/1.1"
     # The head and the body are written apart: with Nagle's algorithm every answer would wait for a delayed ACK.
     disable_nagle_algorithm = True
@@ -201,7 +202,7 @@ class HubServer:
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._repos: dict[str, Repo] = {}
         self._announced: set[str] = set()
-        self._faults: list[tuple[str, str, int]] = []
+        self._faults: list[tuple[str, str, int, dict[str, str]]] = []
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -245,14 +246,16 @@ class HubServer:
         with self._lock:
             return list(self._repos[repo_id].commits)
 
-    def fail_next(self, method: str, path_substring: str, status: int, times: int = 1) -> None:
+    def fail_next(
+        self, method: str, path_substring: str, status: int, times: int = 1, headers: dict[str, str] | None = None
+    ) -> None:
         """Answer `status` to the next `times` matching requests, which change nothing.
 
         Status 0 cuts the connection: in the middle of the body for a GET and a PUT, instead of any answer for the
         others. Any other status comes with a message that echoes the token, as a careless proxy's would.
         """
         with self._lock:
-            self._faults += [(method, path_substring, status)] * times
+            self._faults += [(method, path_substring, status, headers or {})] * times
 
     def heal(self) -> None:
         """Forget the faults that are left."""
@@ -267,6 +270,7 @@ class HubServer:
             if fault is None:
                 return None
             self._faults.remove(fault)
+            request.fault_headers = fault[3]
             return fault[2]
 
     def answer(self, request: Request) -> Answer | None:
@@ -274,7 +278,7 @@ class HubServer:
         with self._lock:
             if request.fault:
                 echo = f"injected fault, Authorization: {request.headers.get('Authorization')}"
-                return Answer.json({"error": echo}, request.fault)
+                return Answer.json({"error": echo}, request.fault, request.fault_headers)
             if request.fault == 0 and request.command != "GET":
                 return None
             try:

@@ -346,7 +346,7 @@ def test_stretch_pushes(
     expected: dict[str, torch.Tensor],
     tmp_path: Path,
 ) -> None:
-    done = stretch_command("--push-to-hub", "user/pushed", env=hub.environment())
+    done = stretch_command("--push-to-hub", "pushed", env=hub.environment())  # the user's own, by the token
     assert done.returncode == 0, done.stderr
     assert f"{hub.endpoint}/user/pushed" in done.stdout
     assert len(hub.commits("user/pushed")) == 2, "one commit makes the repository, one brings all files"
@@ -368,10 +368,23 @@ def test_stretch_with_a_wrong_token(
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     said = " ".join(done.stderr.split())
-    assert "error: user/pushed was not pushed: " in said and "401" in said
+    assert "error: user/pushed was not published: " in said and "401" in said
     assert f"complete in {tmp_path / 'long'}" in said and "hf auth login" in said
     assert (tmp_path / "long" / "model.safetensors").is_file()
     assert not [path for _, path in hub.requests if "/commit/" in path]
+
+
+def test_stretch_pushes_nothing_private_to_a_public_repository(
+    hub: HubServer, stretch_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "public").mkdir()
+    (tmp_path / "public" / "README.md").write_text("# Somebody's\n")
+    hub.add_repo("user/public", tmp_path / "public")
+    done = stretch_command("--push-to-hub", "user/public", "--private", env=hub.environment())
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2 and "user/public is there already and public. Nothing was sent" in said
+    assert f"complete in {tmp_path / 'long'}" in said and "user/public --yes --private" in said
+    assert hub.files("user/public").keys() == {"README.md"} and len(hub.commits("user/public")) == 1
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What a conversion starts from: every form that a CLIP comes in, and the forms that are refused."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,11 +15,12 @@ from longclip_hf.conversion.checkpoint import (
     long_config,
     read_checkpoint,
 )
+from longclip_hf.conversion.stretch import stretch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from examples.random_clip import clip_config
-from longclip_hf.errors import ConversionError
+from longclip_hf.errors import ConversionError, FileError, LongCLIPError
 from modeling_longclip import (
     LongCLIPConfig,
     LongCLIPModel,
@@ -162,7 +164,7 @@ def test_expected_shapes_are_the_models(clip_folder: Path) -> None:
 
 def test_bad_sources_are_refused_by_name(bad_source: tuple[Path, str]) -> None:
     folder, message = bad_source
-    with pytest.raises(ConversionError, match=message) as caught:
+    with pytest.raises(LongCLIPError, match=message) as caught:
         read_checkpoint(str(folder))
     assert str(folder) in str(caught.value)
     assert not (folder / "executed").exists()
@@ -232,8 +234,54 @@ def test_a_full_configuration_with_a_text_tower_only(copy_of: Callable[[Path], P
     folder = copy_of(clip_folder)
     tensors = load_file(folder / "model.safetensors")
     save_file({n: t for n, t in tensors.items() if n.startswith("text_")}, folder / "model.safetensors")
-    with pytest.raises(ConversionError, match=r"logit_scale is missing; .* \.\.\. and \d+ more"):
+    with pytest.raises(
+        ConversionError, match=r"config.json names 2 layers in vision_model, and there are tensors of 0"
+    ):
         read_checkpoint(str(folder))
     text_config = CLIPConfig.from_pretrained(folder).text_config
     CLIPTextConfig.from_dict(text_config.to_dict()).save_pretrained(folder)
     assert read_checkpoint(str(folder)).model_class is LongCLIPTextModelWithProjection
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "tokenizer_config.json",
+        "vocab.json",
+        "preprocessor_config.json",
+    ],
+)
+def test_no_file_is_read_from_elsewhere(
+    name: str, copy_of: Callable[[Path], Path], clip_folder: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(clip_folder)
+    (tmp_path / "private").write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"mine")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "private")
+    with pytest.raises(FileError, match=f"{name} leads out of its folder, to {tmp_path / 'private'}"):
+        stretch(str(folder), tmp_path / "long")
+    assert not (tmp_path / "long").exists()
+
+
+def test_nor_named_by_an_index(
+    copy_of: Callable[[Path], Path], clip_folder: Path, tmp_path: Path, shard: Callable[..., list[Path]]
+) -> None:
+    folder = copy_of(clip_folder)
+    shards = shard(folder, 2)
+    shutil.move(shards[0], tmp_path / "other.safetensors")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for place in ("../other.safetensors", str(tmp_path / "other.safetensors")):
+        changed = {n: place if file == shards[0].name else file for n, file in index["weight_map"].items()}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": changed}))
+        with pytest.raises(FileError, match=r"other.safetensors leads out of its folder"):
+            read_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("depth", [200, 100_000])
+def test_a_deep_card_states_no_licence(depth: int, copy_of: Callable[[Path], Path], clip_folder: Path) -> None:
+    folder = copy_of(clip_folder)
+    (folder / "README.md").write_text(f"---\nlicense: {'[' * depth}{']' * depth}\n---\n")
+    assert read_checkpoint(str(folder)).license() is None

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from examples.random_clip import clip_config, write_image_settings, write_tokenizer
-from longclip_hf.errors import ConversionError
+from longclip_hf.errors import ConversionError, FileError, LongCLIPError
 from modeling_longclip import LongCLIPTextModel
 
 diffusers = pytest.importorskip("diffusers", reason="the extra `diffusion` is not installed")
@@ -704,6 +704,39 @@ class TestRefusals:
         assert files_of(tmp_path) == before
         assert not (sd / "executed").exists()
 
+    @pytest.mark.parametrize("link", ["unet/private.json", "text_encoder/model.safetensors", "tokenizer/vocab.json"])
+    def test_what_leads_out_is_not_carried_over(self, link: str, sd: Path, tmp_path: Path) -> None:
+        (tmp_path / "private").write_text("{}")
+        (sd / link).unlink(missing_ok=True)
+        (sd / link).symlink_to(tmp_path / "private")
+        with pytest.raises(FileError, match=f"{Path(link).name} leads out of its folder, to {tmp_path}/private"):
+            convert(str(sd), tmp_path / "long")
+        assert not (tmp_path / "long").exists()
+
+    @pytest.mark.parametrize("target", [".", "/", "../unet"])
+    def test_links_to_folders_end(self, target: str, sd: Path, tmp_path: Path) -> None:
+        (sd / "unet" / "again").symlink_to(target)
+        with pytest.raises(ConversionError, match=r"unet/again is a link to a folder. Replace the link by the folder"):
+            convert(str(sd), tmp_path / "long")
+
+    def test_code_of_others_stays_behind(self, sd: Path, tmp_path: Path) -> None:
+        (sd / "custom.py").write_text("raise SystemExit")
+        change_json(sd / "unet" / "config.json", auto_map={"AutoModel": "a/b--c.D"})
+        change_json(sd / "text_encoder" / "config.json", auto_map={"AutoModel": "a/b--c.D"})
+        change_json(sd / "tokenizer" / "tokenizer_config.json", auto_map={"AutoTokenizer": ["a/b--c.D", None]})
+        report = convert(str(sd), tmp_path / "long")
+        left_out = ["unet/config.json: auto_map, which would run the code of others", "custom.py, which is code"]
+        assert [name for name in report.left_out if "code" in name] == left_out
+        assert report.proofs["all other files"].endswith("; 1 without code of others")
+        assert not [file for file in (tmp_path / "long").rglob("*.json") if "auto_map" in file.read_text()]
+        assert not list((tmp_path / "long").rglob("*.py"))
+
+    def test_a_component_with_code_of_its_own(self, sd: Path, tmp_path: Path) -> None:
+        change_json(sd / "model_index.json", unet=["mine", "Mine"])
+        (sd / "unet" / "mine.py").write_text("raise SystemExit")
+        with pytest.raises(ConversionError, match=r"unet is loaded by code of its own, unet/mine.py"):
+            convert(str(sd), tmp_path / "long")
+
     def test_twice(self, long_pipelines: Callable[[str], Path], tmp_path: Path) -> None:
         with pytest.raises(ConversionError, match=r"text_encoder has 248 positions, and CLIP has 77"):
             convert(str(long_pipelines("sd")), tmp_path / "longer")
@@ -747,7 +780,7 @@ class TestRefusals:
             return re.sub("SD|TMP", lambda match: places[match[0]], text)
 
         arguments = {"output": "TMP/long"} | options
-        with pytest.raises(ConversionError, match=message):
+        with pytest.raises(LongCLIPError, match=message):
             convert(filled(source), **(arguments | {"output": filled(arguments["output"])}))
         assert files_of(tmp_path) == {"taken/thesis.txt"}
 

@@ -1,13 +1,8 @@
 """A folder that appears whole or not at all, and the files in it that every tool reads."""
 
-import errno
 import json
-import os
 import shutil
-import stat
-from collections import namedtuple
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +14,8 @@ from longclip_hf.conversion.folder import write_card, write_code, write_image_pr
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTokenizerFast
 
-import longclip_hf.files as files_module
 from examples.random_clip import SENTENCES
-from longclip_hf.errors import ConversionError, FileError, LongCLIPError
-from longclip_hf.files import new_folder
+from longclip_hf.errors import ConversionError, LongCLIPError
 
 slow_tokenizer = pytest.mark.skipif(
     int(transformers.__version__.split(".")[0]) >= 5,
@@ -40,194 +33,6 @@ TEXTS = [
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder, hidden or not."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
-
-
-def checkpoint(folder: Path) -> Path:
-    """What `overwrite` may replace: a folder with a config.json."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "file").write_text("old")
-    return folder
-
-
-class TestNewFolder:
-    def test_appears_at_the_end_and_whole(self, tmp_path: Path) -> None:
-        with new_folder(tmp_path / "deep" / "out", 0) as work:
-            (work / "file").write_text("new")
-            assert not (tmp_path / "deep" / "out").exists()
-            assert work.parent == tmp_path / "deep"
-            assert work.name.startswith(".out.") and work.name.endswith(".incomplete")
-        assert tree(tmp_path) == {"deep": None, "deep/out": None, "deep/out/file": b"new"}
-
-    @pytest.mark.parametrize("error", [ValueError, FileError, KeyboardInterrupt, SystemExit])
-    @pytest.mark.parametrize("replaces", [True, False])
-    def test_an_error_leaves_what_was_there(self, error: type[BaseException], replaces: bool, tmp_path: Path) -> None:
-        if replaces:
-            checkpoint(tmp_path / "out")
-        before = tree(tmp_path)
-        with pytest.raises(error, match="half-way"), new_folder(tmp_path / "out", 0, overwrite=True) as work:
-            (work / "file").write_text("new")
-            raise error("half-way")
-        assert tree(tmp_path) == before
-
-    def test_a_full_disk_half_way_is_named_and_leaves_nothing(self, tmp_path: Path) -> None:
-        with (
-            pytest.raises(FileError) as caught,
-            new_folder(tmp_path / "out", 0) as work,
-        ):
-            (work / "file").write_text("half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work / "file"))
-        reason = f"[Errno {errno.ENOSPC}] No space left on device: '{work}/file'"
-        assert str(caught.value) == f"{tmp_path}/out could not be written: {reason}."
-        assert tree(tmp_path) == {}
-
-    @pytest.mark.parametrize("full", [True, False])
-    def test_is_refused_where_something_is(self, full: bool, tmp_path: Path) -> None:
-        (tmp_path / "out").mkdir()
-        if full:
-            (tmp_path / "out" / "file").write_text("old")
-        before = tree(tmp_path)
-        with pytest.raises(FileError, match="out exists already"), new_folder(tmp_path / "out", 0):
-            pass
-        assert tree(tmp_path) == before
-
-    def test_overwrite_replaces_all_of_it(self, tmp_path: Path) -> None:
-        checkpoint(tmp_path / "out")
-        (tmp_path / "out" / "below").mkdir()
-        (tmp_path / "out" / "below" / "stale").write_text("old")
-        with new_folder(tmp_path / "out", 0, overwrite=True) as work:
-            (work / "file").write_text("new")
-            assert (tmp_path / "out" / "below" / "stale").exists()
-        assert tree(tmp_path) == {"out": None, "out/file": b"new"}
-
-    def test_overwrite_fills_an_empty_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "out").mkdir()
-        with new_folder(tmp_path / "out", 0, overwrite=True) as work:
-            (work / "file").write_text("new")
-        assert tree(tmp_path) == {"out": None, "out/file": b"new"}
-
-    @pytest.mark.parametrize("linked", [True, False])
-    @pytest.mark.parametrize("name", ["photo.jpg", ".hidden", "below/config.json", "config.json/file", "config.json5"])
-    def test_overwrite_replaces_checkpoints_only(self, name: str, linked: bool, tmp_path: Path) -> None:
-        file = tmp_path / "mine" / name
-        file.parent.mkdir(parents=True)
-        file.write_text("mine")
-        (tmp_path / "link").symlink_to("mine")
-        before = tree(tmp_path)
-        message = r"mine holds files and no checkpoint \(no config\.json\): --overwrite replaces checkpoints only"
-        with (
-            pytest.raises(FileError, match=message),
-            new_folder(tmp_path / ("link" if linked else "mine"), 0, overwrite=True),
-        ):
-            pytest.fail("nothing is written")
-        assert tree(tmp_path) == before and (tmp_path / "link").is_symlink()
-
-    def test_overwrite_through_a_link(self, tmp_path: Path) -> None:
-        checkpoint(tmp_path / "real")
-        (tmp_path / "link").symlink_to("real")
-        with new_folder(tmp_path / "link", 0, overwrite=True) as work:
-            (work / "file").write_text("new")
-        assert (tmp_path / "link").is_symlink()
-        assert tree(tmp_path / "real") == tree(tmp_path / "link") == {"file": b"new"}
-        assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}
-
-    def test_a_failing_rename_restores_what_was_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        checkpoint(tmp_path / "out")
-        before, rename = tree(tmp_path), Path.rename
-
-        def failing(self: Path, target: Path) -> Path:
-            if self.suffix == ".incomplete":
-                raise OSError(errno.EIO, os.strerror(errno.EIO), str(self), None, str(target))
-            return rename(self, target)
-
-        monkeypatch.setattr(Path, "rename", failing)
-        with (
-            pytest.raises(FileError) as caught,
-            new_folder(tmp_path / "out", 0, overwrite=True) as work,
-        ):
-            (work / "file").write_text("new")
-        reason = f"[Errno {errno.EIO}] Input/output error: '{work}' -> '{tmp_path}/out'"
-        assert str(caught.value) == f"{tmp_path}/out could not be written: {reason}."
-        assert tree(tmp_path) == before
-
-    def test_two_at_once_do_not_mix(self, tmp_path: Path) -> None:
-        with (
-            pytest.raises(FileError) as caught,
-            new_folder(tmp_path / "out", 0) as slow,
-        ):
-            (slow / "file").write_text("slow")
-            with new_folder(tmp_path / "out", 0) as quick:
-                (quick / "file").write_text("quick")
-        reason = f"[Errno {errno.ENOTEMPTY}] Directory not empty: '{slow}' -> '{tmp_path}/out'"
-        assert str(caught.value) == f"{tmp_path}/out could not be written: {reason}."
-        assert tree(tmp_path) == {"out": None, "out/file": b"quick"}
-
-    @pytest.mark.parametrize("overwrite", [True, False])
-    def test_a_file_is_never_replaced(self, overwrite: bool, tmp_path: Path) -> None:
-        (tmp_path / "out").write_text("mine")
-        with (
-            pytest.raises(FileError, match=r"is a file, and a folder is to be written|exists already"),
-            new_folder(tmp_path / "out", 0, overwrite),
-        ):
-            pass
-        assert tree(tmp_path) == {"out": b"mine"}
-
-    def test_a_parent_that_is_a_file_is_named(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("mine")
-        with (
-            pytest.raises(
-                FileError,
-                match=r"file/out could not be written: \[Errno \d+\] (Not a directory|File exists): '.*/file'\.$",
-            ),
-            new_folder(tmp_path / "file" / "out", 0),
-        ):
-            pass
-        assert tree(tmp_path) == {"file": b"mine"}
-
-    def test_no_space_is_said_before_writing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        usage = namedtuple("usage", "total used free")
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1_500_000, 1_500_000))
-        with (
-            pytest.raises(FileError, match="has 2 MB free and 600 MB are needed"),
-            new_folder(tmp_path / "out", 6 * 10**8),
-        ):
-            pass
-        assert tree(tmp_path) == {}
-        with new_folder(tmp_path / "out", 1_500_000):
-            pass
-        assert tree(tmp_path) == {"out": None}
-
-    def test_no_permission_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        tmp_path.chmod(0o555)
-        if os.geteuid() == 0:  # whom no mode keeps out
-
-            def refuse(*args: Any, **kwargs: Any) -> str:
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / ".out"))
-
-            monkeypatch.setattr(files_module.tempfile, "mkdtemp", refuse)
-        try:
-            with (
-                pytest.raises(
-                    FileError,
-                    match=r"out could not be written: \[Errno 13\] Permission denied: '.*/\.out.*'\.$",
-                ),
-                new_folder(tmp_path / "out", 0),
-            ):
-                pass
-        finally:
-            tmp_path.chmod(0o755)
-        assert tree(tmp_path) == {}
-
-    @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o027, 0o750), (0o002, 0o775)])
-    def test_is_as_open_as_any_new_folder(self, umask: int, mode: int, tmp_path: Path) -> None:
-        before = os.umask(umask)
-        try:
-            with new_folder(tmp_path / "out", 0):
-                pass
-            assert os.umask(umask) == umask, "and the umask stays"
-        finally:
-            os.umask(before)
-        assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == mode
 
 
 def _only_slow(folder: Path) -> None:
@@ -333,9 +138,15 @@ class TestTokenizer:
         """Nothing in them comes from transformers: both majors write these bytes."""
         vocab = {"a": 0, "é</w>": 1, "aé</w>": 2, "<|startoftext|>": 3, "<|endoftext|>": 4}
         model = {"type": "BPE", "vocab": vocab, "merges": [["a", "é</w>"]]}
+        rest = {
+            "version": "1.0",
+            "added_tokens": [],
+            "normalizer": {"type": "Sequence", "normalizers": []},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": []},
+        }
         for name in ("source", "written"):
             (tmp_path / name).mkdir()
-        (tmp_path / "source" / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+        (tmp_path / "source" / "tokenizer.json").write_text(json.dumps(rest | {"model": model}))
         assert write_tokenizer(tmp_path / "written", tmp_path / "source", "source", 248) == 4
         texts = {name: content.decode() for name, content in tree(tmp_path / "written").items()}
         special = {
@@ -353,12 +164,8 @@ class TestTokenizer:
             "model_max_length": 248,
             "processor_class": "CLIPProcessor",
         }
-        assert json.loads(texts["tokenizer.json"]) == {
-            "version": "1.0",
-            "model": model,
-            "truncation": None,
-            "padding": None,
-        }
+        changed = {"model": model, "truncation": None, "padding": None}
+        assert json.loads(texts["tokenizer.json"]) == rest | changed
 
     def test_forgets_how_the_source_was_cut_and_loaded(self, written: Path) -> None:
         tokenizer = json.loads((written / "tokenizer.json").read_text())

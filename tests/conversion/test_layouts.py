@@ -23,7 +23,7 @@ from transformers import CLIPModel
 
 from examples.random_clip import SIZES
 from examples.random_clip import clip_config as random_clip_config
-from longclip_hf.errors import ConversionError
+from longclip_hf.errors import ConversionError, LongCLIPError
 from tests.conversion.straight_line import random_state
 
 IMAGES = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3, "size": {"shortest_edge": 224}}
@@ -223,7 +223,7 @@ class TestRead:
         assert read_original(str(tmp_path / "x.pt")).open_clip == config
         for text in ("{", "[]", "{}", '{"model_cfg": {"vision_cfg": []}}'):
             (tmp_path / OPEN_CLIP_CONFIG).write_text(text)
-            with pytest.raises(ConversionError, match=r"open_clip_config.json (is no JSON file|has no model_cfg)"):
+            with pytest.raises(LongCLIPError, match=r"open_clip_config.json (is no JSON file|has no model_cfg)"):
                 read_original(str(tmp_path / "x.pt"))
 
     def test_names_that_stand_twice(self, tmp_path: Path) -> None:

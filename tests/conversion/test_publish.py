@@ -14,6 +14,8 @@ import pytest
 import torch
 from conftest import run_python
 from hub_server import HubServer
+from longclip_hf.conversion import folder as folder_module
+from longclip_hf.conversion import hub as hub_module
 from longclip_hf.conversion import publish
 from longclip_hf.conversion.publish import check_loads, choose_files, main, prepare, write_card
 from longclip_hf.conversion.stretch import stretch
@@ -96,14 +98,14 @@ class TestPrepare:
         before = {file: file.read_bytes() for file in folder.iterdir()}
         publication = prepare(folder, "user/long", license="mit")
         assert publication.names() == sorted([*FILES, "README.md"])
-        assert publication.size("README.md") == len(publication.card.encode())
+        assert publication.contents()["README.md"] == publication.card.encode()
         assert {file: file.read_bytes() for file in folder.iterdir()} == before
         write_card(publication)
         assert (folder / "README.md").read_text() == publication.card
         assert {file.name for file in folder.iterdir()} == {*FILES, "README.md"}
         assert prepare(folder, "user/long").card == publication.card
 
-    @pytest.mark.parametrize("place", ["config.json", "defaults.py", "the command", "vocab.json"])
+    @pytest.mark.parametrize("place", ["config.json", "merges.txt", "the command", "vocab.json"])
     def test_a_token_is_not_published(self, place: str, folder: Path, capsys: Capture) -> None:
         secret = "hf_abcdefghijklmnopqrstuvwxyz01234567"
         args = [folder, "user/long"]
@@ -163,7 +165,7 @@ def test_a_dry_run_shows_all_and_sends_nothing(folder: Path, capsys: Capture, mo
     (folder / "training_args.bin").write_bytes(b"0")
     checked: list[Any] = []
     monkeypatch.setattr(publish, "check_loads", checked.append)
-    monkeypatch.setattr(publish, "upload", lambda *args, **kwargs: pytest.fail("nothing is sent"))
+    monkeypatch.setattr(hub_module, "upload", lambda *args, **kwargs: pytest.fail("nothing is sent"))
     before = (folder / "README.md").read_text()
     assert main([str(folder), "user/tuned", "--license", "mit"]) == 0
     shown = capsys.readouterr().out
@@ -187,25 +189,42 @@ def test_an_interrupt(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyP
 
 
 class TestFreshProcess:
-    def test_the_code_has_no_token_and_its_error_is_shown(
-        self, folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("HF_TOKEN", SECRET)
-        with (folder / "modeling_longclip.py").open("a") as code:
-            code.write("\nimport os, sys\nraise RuntimeError(f'token {os.environ.get(\"HF_TOKEN\")}')\n")
-        said = refusal([folder, "user/long"], capsys)
-        assert "does not load in a fresh process, so nothing is sent: RuntimeError: token None" in said
+    @pytest.fixture
+    def own_code(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+        """Adds to `modeling_longclip.py`, in the folder and in the project."""
 
-    def test_features_must_be_equal_both_ways(self, folder: Path) -> None:
-        with (folder / "modeling_longclip.py").open("a") as code:
-            code.write(
-                "\n_forward = LongCLIPModel.forward\n"
-                "def forward(self, *args, **kwargs):\n"
-                "    output = _forward(self, *args, **kwargs)\n"
-                "    output.logits_per_image = output.logits_per_image + 0.01\n"
-                "    return output\n"
-                "LongCLIPModel.forward = forward\n"
-            )
+        def add(code: str) -> None:
+            with (folder / "modeling_longclip.py").open("a") as file:
+                file.write(code)
+            changed = shutil.copytree(folder, tmp_path / "project")
+            monkeypatch.setattr(folder_module, "CODE_FILES", tuple(changed / name for name in CODE))
+
+        return add
+
+    def test_the_code_has_no_secret_and_its_error_is_shown(
+        self, own_code: Callable[[str], None], folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        secrets = ("HF_TOKEN", "OPENAI_API_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "WANDB_API_KEY", "NETRC", "MY_PW")
+        for name in secrets:
+            monkeypatch.setenv(name, SECRET)
+        home = Path.home()
+        own_code(
+            f"\nimport os\nfound = [name for name in {secrets} if name in os.environ]\n"
+            f"found += ['home'] * (os.path.expanduser('~') == {str(home)!r})\n"
+            "raise RuntimeError(f'found {found}')\n"
+        )
+        said = refusal([folder, "user/long"], capsys)
+        assert "does not load in a fresh process, so nothing is sent: RuntimeError: found []" in said
+
+    def test_features_must_be_equal_both_ways(self, own_code: Callable[[str], None], folder: Path) -> None:
+        own_code(
+            "\n_forward = LongCLIPModel.forward\n"
+            "def forward(self, *args, **kwargs):\n"
+            "    output = _forward(self, *args, **kwargs)\n"
+            "    output.logits_per_image = output.logits_per_image + 0.01\n"
+            "    return output\n"
+            "LongCLIPModel.forward = forward\n"
+        )
         with pytest.raises(ConversionError, match="AssertionError: Tensor-likes are not close!"):
             check_loads(prepare(folder, "user/long"))
 
@@ -214,6 +233,65 @@ class TestFreshProcess:
         (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 77}))
         with pytest.raises(ConversionError, match="the tokenizer cuts texts at 77 tokens, and the model reads 248"):
             check_loads(prepare(folder, "user/long"))
+
+
+class TestCodeOfOthers:
+    @pytest.mark.parametrize("name", ["modeling_longclip.py", "defaults.py"])
+    def test_is_neither_run_nor_sent(self, name: str, folder: Path, tmp_path: Path, capsys: Capture) -> None:
+        with (folder / name).open("a") as code:
+            code.write(f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
+        said = refusal([folder, "user/long"], capsys)
+        assert f"has code that is not this version's, which is neither run nor sent: {name}." in said
+        assert "--update-code" in said and not (tmp_path / "ran").exists()
+
+    def test_of_an_earlier_version_is_replaced_where_that_is_asked(self, folder: Path, tmp_path: Path) -> None:
+        own = (folder / "compat.py").read_bytes()
+        (folder / "compat.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+        (folder / "defaults.py").unlink()
+        (folder / "longclip_v1.py").write_text("old = True\n")
+        publication = prepare(folder, "user/long", update_code=True)
+        assert publication.names() == sorted([*FILES, "README.md"]) and publication.left_out == ["longclip_v1.py"]
+        content = publication.contents()["compat.py"]
+        assert isinstance(content, Path) and content.read_bytes() == own
+        check_loads(publication)
+        assert not (tmp_path / "ran").exists()
+        write_card(publication)
+        assert (folder / "compat.py").read_bytes() == own and (folder / "defaults.py").is_file()
+        assert prepare(folder, "user/long").names() == publication.names()
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "preprocessor_config.json"])
+    def test_is_not_named(self, name: str, folder: Path, capsys: Capture) -> None:
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(settings | {"deep": {"auto_map": {"AutoModel": "a/b--c.D"}}}))
+        said = refusal([folder, "user/long"], capsys)
+        assert f"{folder / name} names the code of others: deep.auto_map." in said
+
+
+class TestLinks:
+    @pytest.mark.parametrize(
+        "name", ["LICENSE", "README.md", "vocab.json", "model.safetensors", "modeling_longclip.py"]
+    )
+    def test_nothing_outside_the_folder_is_sent(
+        self, name: str, folder: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        target = tmp_path / "private"
+        target.write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"mine")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+        assert f"{folder / name} leads out of its folder, to {target}." in refusal([folder, "user/long"], capsys)
+
+    def test_nor_by_an_index(self, folder: Path, tmp_path: Path, capsys: Capture) -> None:
+        (folder / "model.safetensors").rename(tmp_path / "other.safetensors")
+        for shard in ("../other.safetensors", str(tmp_path / "other.safetensors")):
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+            assert "leads out of its folder" in refusal([folder, "user/long"], capsys)
+
+    def test_a_waiting_link_is_not_written_through(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "bashrc").write_text("mine")
+        for name in (".README.md.incomplete", "README.md.incomplete"):
+            (folder / name).symlink_to(tmp_path / "bashrc")
+        write_card(prepare(folder, "user/long"))
+        assert (tmp_path / "bashrc").read_text() == "mine" and not (folder / "README.md").is_symlink()
 
 
 # Uploads, in a process whose Hub is the test's: the client reads its address once, at import. The server runs in it
@@ -231,7 +309,8 @@ os.environ.update(hub.environment())
 pauses = []
 time.sleep = pauses.append  # the client's own pauses between two attempts too
 
-from longclip_hf.conversion.publish import prepare, upload
+from longclip_hf.conversion.hub import upload
+from longclip_hf.conversion.publish import prepare
 from longclip_hf.errors import ConversionError
 
 def attempt(name, **options):
@@ -239,7 +318,8 @@ def attempt(name, **options):
     asked, said, commits = len(hub.requests), [], []
     del pauses[:]
     try:
-        done = upload(prepare(folder, f"user/{name}"), say=said.append, **options)
+        publication = prepare(folder, f"user/{name}")
+        done = upload(publication.repo_id, publication.contents(), say=said.append, **options)
         outcome = {"commit": done.commit, "is_new": done.is_new, "removed": done.removed, "url": done.url}
     except ConversionError as error:
         outcome = {"error": str(error)}
@@ -292,6 +372,21 @@ for name in ("model-00001-of-00001.safetensors", "model.safetensors.index.json",
 hub.add_repo("user/stale", stale)
 report["stale"] = attempt("stale")
 report["stale files"] = sorted(hub.files("user/stale"))
+
+other = Path(sys.argv[2]) / "other"
+other.mkdir()
+(other / "README.md").write_text("---\\nlicense: mit\\n---\\n# Somebody else's\\n")
+hub.add_repo("user/other", other)
+report["other card"] = attempt("other")
+report["other card kept"] = hub.files("user/other")["README.md"].read_text()
+report["other card, overwritten"] = attempt("other", overwrite=True)
+
+hub.fail_next("POST", "/commit/", 429, headers={"Retry-After": "7"})
+(folder / "LICENSE").write_text("429")
+report["commit 429"] = attempt("limited")
+hub.fail_next("POST", "/commit/", 429, headers={"Retry-After": "3600"})
+(folder / "LICENSE").write_text("429 again")
+report["commit 429 long"] = attempt("limited")
 
 os.environ["HF_TOKEN"] = "hf_" + "wrong" * 7
 report["wrong token"] = attempt("wrong")
@@ -389,6 +484,21 @@ class TestUpload:
         removed = ["model-00001-of-00001.safetensors", "model.safetensors.index.json"]
         assert sorted(uploads["stale"]["removed"]) == removed and len(uploads["stale"]["commits"]) == 2
         assert set(uploads["stale files"]) == {*FILES, "LICENSE", "README.md", "photo.jpg"}
+
+    def test_the_card_of_others_is_not_replaced_unasked(self, uploads: dict[str, Any]) -> None:
+        refused, overwritten = uploads["other card"], uploads["other card, overwritten"]
+        assert (
+            "user/other has a card (README.md) that is not of this project, and would be replaced" in refused["error"]
+        )
+        assert len(refused["commits"]) == 1 and refused["said"] == [] and refused["puts"] == []
+        assert uploads["other card kept"].endswith("# Somebody else's\n")
+        assert overwritten["is_new"] and len(overwritten["commits"]) == 2
+
+    def test_a_hub_that_asks_to_wait(self, uploads: dict[str, Any]) -> None:
+        limited, too_long = uploads["commit 429"], uploads["commit 429 long"]
+        assert limited["is_new"] and limited["pauses"] == [7]
+        assert limited["said"][0].startswith("the Hub asks to wait 7 s before the next request.")
+        assert too_long["pauses"] == [] and "the Hub asks to wait 3600 s" in too_long["error"]
 
     def test_tokens(self, uploads: dict[str, Any]) -> None:
         assert "the Hub does not accept the token" in uploads["wrong token"]["error"]

@@ -548,6 +548,23 @@ class TestRefused:
         assert "file is a file. Name the folder that holds it" in refusal(["file"], capsys)
         assert names(tmp_path) == {"file"}
 
+    @pytest.mark.parametrize("limit", [0, 500, 3_000, 12_000, 40_000, 200_000])
+    def test_a_disk_that_is_full_at_any_write(
+        self, limit: int, clip_folder: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        """No file may grow beyond `limit` bytes: settings, vocabulary, code and weights are met one after another."""
+        resource = pytest.importorskip("resource", reason="limits of POSIX")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        capsys.readouterr()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            code = main([str(clip_folder), "--output", str(tmp_path / "long")])
+            said = capsys.readouterr().err
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert code == 2 and "could not be written" in said
+        assert names(tmp_path) == set()
+
     def test_a_full_disk(self, clip_folder: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
         def full(*args: object, **kwargs: object) -> int:
             raise OSError(28, os.strerror(28))
