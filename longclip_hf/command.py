@@ -88,7 +88,11 @@ def is_mendable(error: BaseException) -> bool:
     for module, name in foreign:
         if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
             return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's, on the CPU
+    return isinstance(error, RuntimeError) and _is_lack_of_memory(error)  # torch's, and Python's of threads
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    return any(said in str(error) for said in ("can't allocate memory", "can't start new thread", "std::bad_alloc"))
 
 
 def one_line(error: BaseException) -> str:
@@ -97,7 +101,7 @@ def one_line(error: BaseException) -> str:
     if text.startswith("Caught "):
         text = re.split(r"\n[\w.]*" + type(error).__name__ + ": ", text)[-1]
     text = " ".join(text.split())
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or _is_lack_of_memory(error):
         text = text.rstrip(".") or type(error).__name__
         return f"memory ran out: {text}. Use a smaller batch or model, or raise the limit."
     return text or type(error).__name__

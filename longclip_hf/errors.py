@@ -56,3 +56,11 @@ class JSONListError(LongCLIPError):
 
 class DataError(LongCLIPError):
     """Data that cannot be trained on."""
+
+
+class TrainingError(LongCLIPError):
+    """Settings under which something else would be trained than they say, or nothing."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint of a run that cannot be gone on from, or not be written."""

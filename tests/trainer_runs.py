@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from longclip_hf.training import trainer as trainer_module
+from longclip_hf.training import step as step_module
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
 from longclip_hf.training.captions import CaptionRow, first_sentence
 from longclip_hf.training.components import PrimaryComponents, primary_components
@@ -82,6 +82,12 @@ def make_trainer(checkpoint: Path, output: Path, rows: Any, heldout: Any = None,
     )
 
 
+def with_adapters(model: LongCLIPModel) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "fc1"]))
+
+
 class Gradients(TrainerCallback):
     """Keeps a copy of every gradient, step by step, as the optimizer gets it."""
 
@@ -112,14 +118,14 @@ def main(checkpoint: str, output: str) -> None:
     if processes > 1:
         options["ddp_backend"] = "gloo"
     else:
-        trainer_module.primary_components = of_halves
+        step_module.primary_components = of_halves
     for case, settings in CASES.items():
         trainer = make_trainer(Path(checkpoint), folder, rows, heldout, **options, **settings)
         gradients = Gradients()
         trainer.add_callback(gradients)
         trainer.train()
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-        results[case] = {"gradients": gradients.steps, "logs": logs, "seen": trainer.captions_seen}
+        results[case] = {"gradients": gradients.steps, "logs": logs, "seen": trainer.figures.captions_seen}
     predictions = trainer.predict(heldout)
     results["evaluation"] = {"features": predictions.predictions, "metrics": predictions.metrics}
     for row in rows[3:]:

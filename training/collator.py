@@ -2,57 +2,78 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from longclip_hf.training.captions import CaptionRow
+from longclip_hf.training.captions import BAD_ROW_CAUSES, BadRow, first_sentence, read_image
 from PIL import Image
 
-from longclip_hf.images import to_rgb
+from longclip_hf.errors import DataError
+from longclip_hf.image_files import ImageFiles
+from longclip_hf.images import MAX_PIXELS, to_rgb
 
 
 class CaptionCollator:
     """Makes one batch of rows.
 
+    A row is a mapping with an `image` (a PIL image, a path, the bytes of a file, what `datasets` makes of one, or
+    pixel values of shape `(3, height, width)`), a `caption` and, if there is one, a `short_caption`, by default the
+    first sentence of the caption. Everything else in it is left aside, but the `bad_rows` of `CaptionRow`.
+
     Args:
         tokenizer: CLIP's, of any kind that transformers has.
         image_processor: CLIP's.
         max_length: positions of the text tower; what is longer is cut there and keeps its EOT.
+        files: what paths of images may name; by default any file of this machine, and no address.
 
     Raises:
         ValueError: if the tokenizer has no padding token.
     """
 
-    def __init__(self, tokenizer: Any, image_processor: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, image_processor: Any, max_length: int, files: ImageFiles | None = None) -> None:
         if tokenizer.pad_token_id is None:
             raise ValueError("The tokenizer has no pad_token. CLIP's own pads with its end-of-text token.")
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.max_length = max_length
+        self.files = files or ImageFiles(None, access="local")
 
-    def __call__(self, rows: Sequence[CaptionRow]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch:
 
         - `pixel_values`, `torch.FloatTensor` of shape `(batch_size, 3, height, width)`;
         - `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(batch_size, sequence_length)`: the long
           captions, padded on the right to the longest of them;
         - `short_input_ids` and `short_attention_mask`: the same of the short captions, padded to their own longest;
-        - `bad_rows`, `torch.LongTensor` of shape `(len(BAD_ROW_CAUSES),)`: rows skipped on the way to this batch;
-        - `truncated`, `torch.LongTensor` of shape `()`: long captions that were cut at `max_length`.
+        - `bad_rows`, `torch.LongTensor` of shape `(batch_size, len(BAD_ROW_CAUSES))`: rows skipped on the way to each;
+        - `truncated`, `torch.LongTensor` of shape `(batch_size,)`: 1 where the long caption was cut at `max_length`.
+
+        Raises:
+            DataError: for a row that cannot be trained on, by its number in the batch.
         """
-        images = (row["image"] for row in rows)
-        input_ids, attention_mask, truncated = self.tokens([row["caption"] for row in rows])
-        short_input_ids, short_attention_mask, _ = self.tokens([row["short_caption"] for row in rows])
+        captions = [_caption(row, number) for number, row in enumerate(rows)]
+        input_ids, attention_mask, truncated = self.tokens([long for long, _ in captions])
+        short_input_ids, short_attention_mask, _ = self.tokens([short for _, short in captions])
+        none = [0] * len(BAD_ROW_CAUSES)
         return {
-            "pixel_values": torch.stack([self.pixels(i) if isinstance(i, Image.Image) else i for i in images]),
+            "pixel_values": torch.stack([self._image(row, number) for number, row in enumerate(rows)]),
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "short_input_ids": short_input_ids,
             "short_attention_mask": short_attention_mask,
-            "bad_rows": torch.tensor([row["bad_rows"] for row in rows]).sum(0),
-            "truncated": torch.tensor(truncated),
+            "bad_rows": torch.tensor([row.get("bad_rows", none) for row in rows]),
+            "truncated": truncated,
         }
+
+    def _image(self, row: Mapping[str, Any], number: int) -> torch.Tensor:
+        image = row.get("image")
+        if isinstance(image, torch.Tensor):
+            return image
+        try:
+            return self.pixels(image if isinstance(image, Image.Image) else read_image(image, self.files, MAX_PIXELS))
+        except BadRow as bad:
+            raise DataError(f"Row {number} of a batch cannot be trained on: {bad}. Mend or remove it.") from bad
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """`image`, of any mode, as `torch.FloatTensor` of shape `(3, height, width)`."""
@@ -60,8 +81,8 @@ class CaptionCollator:
         made = self.image_processor(images=to_rgb(image), input_data_format="channels_last", return_tensors="pt")
         return made["pixel_values"][0]
 
-    def tokens(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """`(input_ids, attention_mask, how many captions were cut)`; the tensors of shape `(batch_size, longest)`."""
+    def tokens(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(input_ids, attention_mask, which captions were cut)`, the first two of shape `(batch_size, longest)`."""
         encoded = self.tokenizer(list(captions), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
         cut = [ids if len(ids) <= self.max_length else ids[: self.max_length - 1] + ids[-1:] for ids in encoded]
         input_ids = torch.full((len(cut), max(map(len, cut))), self.tokenizer.pad_token_id)
@@ -69,7 +90,22 @@ class CaptionCollator:
         for row, ids in enumerate(cut):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             attention_mask[row, : len(ids)] = 1
-        return input_ids, attention_mask, sum(len(ids) > self.max_length for ids in encoded)
+        return input_ids, attention_mask, torch.tensor([int(len(ids) > self.max_length) for ids in encoded])
+
+
+def _caption(row: Mapping[str, Any], number: int) -> tuple[str, str]:
+    """The long and the short caption."""
+    long = row.get("caption")
+    short = row.get("short_caption")
+    if short is None and isinstance(long, str):
+        short = first_sentence(long)
+    for name, text in (("caption", long), ("short_caption", short)):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(
+                f"Row {number} of a batch cannot be trained on: its {name} must be a text that is not empty, got "
+                f"{text!r:.40} (the row holds {', '.join(map(str, row))})."
+            )
+    return str(long), str(short)
 
 
 def length_groups(lengths: torch.Tensor, groups: int) -> tuple[torch.Tensor, list[int]]:

@@ -14,23 +14,12 @@ loss of the whole batch in one process, and so is its gradient.
 """
 
 from collections.abc import Callable
-from enum import StrEnum
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 Contrast = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-class Strategy(StrEnum):
-    """How the short-text ability is kept while long captions are learnt (paper table 5)."""
-
-    PRIMARY_COMPONENT = "primary-component"
-    UNDISTINGUISHED = "undistinguished"
-    MIXED_LENGTH = "mixed-length"
-    BOUNDED = "bounded"
-    LONG_ONLY = "long-only"
 
 
 class LossTerms(NamedTuple):

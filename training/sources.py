@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from longclip_hf.training.arguments import DataArguments
 from longclip_hf.training.captions import (
     BAD_ROW_CAUSES,
     BadRow,
@@ -17,6 +16,7 @@ from longclip_hf.training.captions import (
     bad_rows_report,
     shard_rows,
 )
+from longclip_hf.training.settings import DataArguments
 from PIL import Image
 from torch.utils.data import Subset
 

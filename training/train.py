@@ -14,27 +14,55 @@ import difflib
 import functools
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from longclip_hf.command import BAD_INPUT, complain, guarded, spelled_as_known
 from modeling_longclip import __version__
 
 RECIPES = Path(__file__).parent / "recipes"
-# Of transformers' 130 or so settings, those that `--help` shows beside our own.
-SHOWN = (
-    "output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "label_smoothing_factor",
-    "max_grad_norm", "optim", "bf16", "fp16", "gradient_checkpointing", "torch_compile", "use_cpu",
-    "dataloader_num_workers", "eval_strategy", "eval_steps", "logging_steps", "report_to", "save_strategy",
-    "save_steps", "save_total_limit", "resume_from_checkpoint", "seed", "log_level",
-)  # fmt: skip
+# Of transformers' 130 or so settings, those that `--help` shows beside our own, in few words: importing what
+# transformers says of them takes longer than reading it.
+SHOWN = {
+    "output_dir": "folder of the checkpoints and of the result; one that holds a run is gone on with",
+    "per_device_train_batch_size": "images per process and step",
+    "gradient_accumulation_steps": "batches per step of the optimizer; they add no negatives",
+    "num_train_epochs": "passes over the data, if --max_steps does not say",
+    "max_steps": "steps of the optimizer; a stream needs it",
+    "learning_rate": "the highest one, after the warm-up",
+    "lr_scheduler_type": "linear, cosine, constant_with_warmup, ...",
+    "warmup_steps": "steps in which the learning rate rises from 0",
+    "weight_decay": "of matrices alone, or of all (--decay_all)",
+    "label_smoothing_factor": "share of the target that is spread over all candidates",
+    "max_grad_norm": "gradients are cut to this norm; 0: they are not",
+    "optim": "adamw_torch, adafactor, ...",
+    "bf16": "compute in bfloat16; weights stay in float32",
+    "fp16": "compute in float16 with a loss scale; weights stay in float32",
+    "gradient_checkpointing": "compute activations twice instead of keeping them",
+    "torch_compile": "compile both towers",
+    "use_cpu": "train on the CPU, whatever else there is",
+    "dataloader_num_workers": "processes that read images; 0: the training process does",
+    "eval_strategy": "when the held-out rows are evaluated: no, steps or epoch",
+    "eval_steps": "steps between two evaluations",
+    "logging_steps": "steps between two logs",
+    "report_to": "none, tensorboard, wandb, ...",
+    "save_strategy": "when checkpoints are written: no, steps, epoch or best",
+    "save_steps": "steps between two checkpoints",
+    "save_total_limit": "checkpoints that are kept",
+    "load_best_model_at_end": "end with the best checkpoint by the mean of long and short text-to-image R@1",
+    "resume_from_checkpoint": "checkpoint to go on from, instead of the last one in --output_dir",
+    "seed": "of the order of rows and of all that is drawn",
+    "log_level": "debug, info, warning, error or passive",
+}
 EPILOG = """\
 Rows that cannot be trained on are skipped, counted by cause and reported at the end (--on_bad_row error: it ends).
 Held-out rows (--heldout_rows) are evaluated with --eval_strategy and at the end: retrieval, both ways.
-All of transformers' TrainingArguments are settings too: --help_all lists them.
+All of transformers' TrainingArguments are settings too: --help_all lists them, with every default.
 """
 
 
@@ -58,18 +86,29 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such recipe, or it is not a mapping of settings to values.
     """
-    import yaml
-
     file = RECIPES / f"{recipe}.yaml" if recipe in recipe_names() else Path(recipe)
     if not file.is_file():
         raise ValueError(f"There is no recipe {recipe!r}: name one of {', '.join(recipe_names())}, or a YAML file.")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a 13th month
         raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold `setting: value` lines, found a {type(values).__name__}.")
+    for name, value in values.items():
+        if not _is_plain(value, 3):
+            raise ValueError(
+                f"{file}: {name} must be a number, a text, true, false, or a short list or mapping of them."
+            )
     return values
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Not nested deeper than `depth`: aliases of YAML can make a gigabyte, or a circle, of a few lines."""
+    if isinstance(value, dict | list):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return depth > 0 and len(value) <= 100 and all(_is_plain(part, depth - 1) for part in parts)
+    return value is None or isinstance(value, str | int | float)
 
 
 def parse(args: list[str]) -> Settings:
@@ -79,13 +118,17 @@ def parse(args: list[str]) -> Settings:
         ValueError: for a recipe that does not exist, a setting that nobody knows, or values that do not fit.
         SystemExit: after `--help`, and with code 2 for a command line that argparse refuses.
     """
-    from longclip_hf.training.arguments import DataArguments, LongCLIPTrainingArguments, ModelArguments
+    from longclip_hf.training.settings import DataArguments, MethodSettings, ModelArguments
+
+    if {"-h", "--help"} & set(args):
+        _parser((ModelArguments, DataArguments, MethodSettings), SHOWN).parse_args(["--help"])
+    from longclip_hf.training.arguments import LongCLIPTrainingArguments
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     recipe, rest = first.parse_known_args(args)
     parts = (ModelArguments, DataArguments, LongCLIPTrainingArguments)
-    parser = _parser(parts, "--help_all" in rest)
+    parser = _parser(parts)
     given: list[str] = []
     if recipe.recipe is not None:
         known = {field.name for part in parts for field in fields(part) if field.init}
@@ -114,8 +157,9 @@ def _words(value: Any) -> list[str]:
     return [json.dumps(value) if isinstance(value, dict) else str(value)]
 
 
-def _parser(parts: tuple[Any, ...], everything: bool) -> Any:
-    from transformers import HfArgumentParser, TrainingArguments
+def _parser(parts: tuple[Any, ...], shown: Mapping[str, str] | None = None) -> Any:
+    """The command line: every field of `parts` is a setting, and `shown` are explained beside them."""
+    from transformers import HfArgumentParser
 
     class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
         def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -140,13 +184,15 @@ def _parser(parts: tuple[Any, ...], everything: bool) -> Any:
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", help=f"{', '.join(recipe_names())}, or a YAML file of settings")
-    parser.add_argument("--help_all", action="help", help="show transformers' settings too, and exit")
+    if shown is None:
+        parser.add_argument("--help_all", action="help", help="show transformers' settings too, and exit")
+    else:
+        parser.add_argument("--help_all", action="store_true", help="show transformers' settings too, and exit")
     parser.add_argument("--version", action="version", version=f"longclip-train {__version__}")
     parser.add_argument("--quiet", action="store_true", help="print errors and nothing else")
-    hidden = set() if everything else {field.name for field in fields(TrainingArguments)} - set(SHOWN)
+    for name, meaning in (shown or {}).items():
+        parser.add_argument(f"--{name}", help=meaning)
     for action in parser._actions:
-        if action.dest in hidden:
-            action.help = argparse.SUPPRESS
         # Only what is shown: with dashes for underscores, every setting is understood too.
         action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
         if action.nargs != 0 and not 0 < len(list(action.choices or ())) < 10:
@@ -182,7 +228,7 @@ def run(settings: Settings) -> dict[str, float]:
     """
     import torch
     from longclip_hf.training.captions import CaptionStream
-    from longclip_hf.training.checkpoints import COMPLETE, is_complete, last_complete_checkpoint
+    from longclip_hf.training.checkpoints import last_complete_checkpoint
     from longclip_hf.training.collator import CaptionCollator
     from longclip_hf.training.sources import load_rows
     from longclip_hf.training.trainer import LongCLIPTrainer
@@ -227,12 +273,6 @@ def run(settings: Settings) -> dict[str, float]:
     )
     if isinstance(train_rows, CaptionStream) and training.max_steps <= 0:
         raise ValueError("A stream has no end: say with --max_steps how many steps to train.")
-    batch = training.train_batch_size * training.world_size
-    if not isinstance(train_rows, CaptionStream) and len(train_rows) < batch:
-        raise ValueError(
-            f"{settings.data.data} has {len(train_rows)} rows to train on, fewer than one batch of {batch}: take a "
-            "smaller --per_device_train_batch_size, or hold out fewer rows with --heldout_rows."
-        )
     trainer = LongCLIPTrainer(
         model=model,
         args=training,
@@ -245,8 +285,6 @@ def run(settings: Settings) -> dict[str, float]:
     if settings.quiet:
         trainer.remove_callback(PrinterCallback)  # the Trainer's, where it shows no bar
     resume = training.resume_from_checkpoint or last_complete_checkpoint(training.output_dir)
-    if resume is not None and not is_complete(resume):
-        raise ValueError(f"{resume} is not a checkpoint that was written whole: it holds no {COMPLETE}.")
     if resume is not None and trainer.is_world_process_zero() and not settings.quiet:
         print(f"Going on from {resume}.", flush=True)
     with suppress(_Done):
@@ -291,6 +329,8 @@ def _leave_process_group(together: bool) -> None:
     Args:
         together: wait for the others first. After an error they may never come.
     """
+    if "torch" not in sys.modules:  # after --help: importing it would take longer than all the rest
+        return
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():

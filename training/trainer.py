@@ -1,31 +1,24 @@
 """`LongCLIPTrainer`: transformers' `Trainer` with the losses of Long-CLIP.
 
-A step, in the order of the code: encode (`encoding`), gather with gradient (`gathering`), one of the `losses`.
+A step, in the order of the code: encode (`encoding`), gather with gradient (`gathering`), one of the `losses`; the
+last two in `step`. Checkpoints are `saving`'s, what is logged and counted is `figures`'.
 """
 
-import copy
 import functools
+import logging
 import math
-import time
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from longclip_hf.evaluation.retrieval import retrieval_ranks
-from longclip_hf.training.arguments import LongCLIPTrainingArguments
-from longclip_hf.training.captions import BAD_ROW_CAUSES, CaptionStream, bad_rows_report
-from longclip_hf.training.checkpoints import (
-    checkpoints,
-    delete_checkpoint,
-    last_complete_checkpoint,
-    mark_complete,
-    read_counts,
-)
+from longclip_hf.training.arguments import BEST_METRIC, LongCLIPTrainingArguments
+from longclip_hf.training.captions import CaptionStream
+from longclip_hf.training.checkpoints import check_readable, last_complete_checkpoint, read_record
 from longclip_hf.training.collator import CaptionCollator, even_groups, length_groups
-from longclip_hf.training.components import check_components, primary_components, second_moments
-from longclip_hf.training.curves import draw_curves
+from longclip_hf.training.components import check_components
 from longclip_hf.training.encoding import (
     Embeddings,
     FrozenText,
@@ -35,82 +28,85 @@ from longclip_hf.training.encoding import (
     forward_is,
     keep_rows_fixed,
 )
-from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
-from longclip_hf.training.losses import (
-    LossTerms,
-    Strategy,
-    bounded_loss,
-    contrastive_loss,
-    long_only_loss,
-    mixed_length_rows,
-    primary_component_loss,
-    undistinguished_loss,
-)
+from longclip_hf.training.figures import Figures, curves, retrieval_metrics
+from longclip_hf.training.gathering import world_size
+from longclip_hf.training.losses import LossTerms
+from longclip_hf.training.optimizer import freeze, learning_rates, set_learning_rates
+from longclip_hf.training.run_settings import changes_since, describe_model, describe_run
+from longclip_hf.training.saving import SavingTrainer, has_adapters
+from longclip_hf.training.settings import Strategy
+from longclip_hf.training.step import WITHOUT_SHORT, check_batch, step_loss, with_mixed_captions
 from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
 
-from modeling_longclip import LongCLIPModel
-from modeling_longclip.compat import complete_processor
+from longclip_hf.errors import TrainingError
 
-ADAPTERS = "adapters"  # the folder of a checkpoint that holds LoRA's adapters; the checkpoint itself is merged
+logger = logging.getLogger(__name__)
+
+# Above this share of the variance, coarse features are all but the fine ones. Said after so many logs in a row.
+NEARLY_ALL, LOGS_IN_A_ROW = 0.95, 3
 
 
-class LongCLIPTrainer(Trainer):
+class LongCLIPTrainer(SavingTrainer):
     """Fine-tunes a `LongCLIPModel` on images with a long and a short caption (paper section 3.3).
 
     Args:
-        model: a `LongCLIPModel` in full, or in a peft model with adapters on it.
+        model: a `LongCLIPModel` in full, or in a peft model with adapters on it. None with a `model_init`.
         args: `LongCLIPTrainingArguments`.
-        train_dataset: rows of `training.captions`.
-        eval_dataset: held-out rows; evaluation is retrieval among all of them.
+        train_dataset: a `datasets.Dataset` or `IterableDataset`, or a torch dataset, of rows that the collator takes:
+            for `CaptionCollator` an image, its caption and, if there is one, a short caption.
+        eval_dataset: held-out rows, or a dict of such; evaluation is retrieval among all of them.
         processing_class: the checkpoint's processor; it is saved with every checkpoint.
         data_collator: `CaptionCollator` of the processor by default.
         **kwargs: everything else that [`~transformers.Trainer`] takes.
 
     Raises:
-        ValueError: for settings under which primary component matching would silently do nothing, and for several
-            GPUs in one process.
+        TrainingError: for settings under which something else would be trained than they say, or nothing.
     """
 
     loss_is_scaled_for_ga = False  # a mean over the batch: the Trainer divides it by the accumulation steps
 
     def __init__(
         self,
-        model: nn.Module,
-        args: LongCLIPTrainingArguments,
+        model: nn.Module | None = None,
+        args: LongCLIPTrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
         data_collator: Any = None,
         **kwargs: Any,
     ) -> None:
-        clip = clip_of(model)
+        if not isinstance(args, LongCLIPTrainingArguments):
+            raise TrainingError(
+                f"args must be LongCLIPTrainingArguments, which know the strategies, got {type(args).__name__}."
+            )
         if args.n_gpu > 1:
-            raise ValueError(
+            raise TrainingError(
                 f"One process sees {args.n_gpu} GPUs, and this trainer takes one. Start a process for each with "
                 "accelerate launch, or name one with CUDA_VISIBLE_DEVICES."
             )
-        if train_dataset is not None and args.strategy == Strategy.PRIMARY_COMPONENT:
-            check_components(
-                args.train_batch_size, args.components, args.components_scope, world_size(), clip.config.projection_dim
+        if data_collator is None and processing_class is None:
+            raise TrainingError("Without a data_collator, the processing_class is needed: the model's CLIPProcessor.")
+        own_metrics = kwargs.get("compute_metrics")
+        if args.metric_for_best_model == BEST_METRIC and (own_metrics is not None or isinstance(eval_dataset, dict)):
+            raise TrainingError(
+                "load_best_model_at_end: say with metric_for_best_model by which figure, as evaluation names it"
+                + (
+                    f", such as eval_{next(iter(eval_dataset))}_{BEST_METRIC}."
+                    if isinstance(eval_dataset, dict)
+                    else "."
+                )
             )
-        if data_collator is None:
-            positions = clip.config.text_config.max_position_embeddings
-            data_collator = CaptionCollator(processing_class.tokenizer, processing_class.image_processor, positions)
-        kwargs.setdefault("compute_metrics", retrieval_metrics)
-        if args.logit_scale is not None:
-            with torch.no_grad():
-                clip.logit_scale.fill_(math.log(args.logit_scale))
-        keep_rows_fixed(clip, getattr(clip.config.text_config, "keep", 0))
-        self._original_text = FrozenText(clip) if args.strategy == Strategy.BOUNDED else None
+        kwargs["compute_metrics"] = own_metrics or retrieval_metrics
+        self.args = args
+        self.compiled: dict[str, Any] | None = None
         if args.torch_compile:
             # The towers, not the whole step, as accelerate would do it: grouping and gathering are Python.
-            options = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
-            clip.text_model.compile(dynamic=True, **options)
-            clip.vision_model.compile(**options)
+            self.compiled = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
             args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, "no", None
+        if model is not None:
+            self._prepare_model(model)
         super().__init__(
             model=model,
             args=args,
@@ -120,53 +116,149 @@ class LongCLIPTrainer(Trainer):
             data_collator=data_collator,
             **kwargs,
         )
+        clip = clip_of(self.model)
+        if data_collator is None:
+            positions = clip.config.text_config.max_position_embeddings
+            self.data_collator = CaptionCollator(
+                processing_class.tokenizer, processing_class.image_processor, positions
+            )
         if self.is_fsdp_enabled:
             _refuse_what_fsdp_cannot_save(self)
             clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))  # FSDP2 divides no scalars
         self.model_accepts_loss_kwargs = False
-        self.bad_rows = torch.zeros(len(BAD_ROW_CAUSES), dtype=torch.long)  # by cause, of all processes
-        self.truncated = 0  # long captions cut at the model's length
-        self.captions_seen = 0
-        self._sums: dict[str, torch.Tensor] = {}
-        self._since = 0.0  # when the interval of the next log began
+        self.figures = Figures(lambda tensor: self.accelerator.reduce(tensor, "sum"))
+        self._settings: dict[str, Any] = {}  # of the run, and how they were changed on the way
+        self._changes: list[dict[str, Any]] = []
         self._batch_of_step = (-1, 0)  # a step, and which of its accumulated batches is at hand
+        self._nearly_all_kept = 0  # logs in a row
         self.add_callback(_HoldLogitScale())
+        self._check_processes()
+        if train_dataset is not None:
+            self._check_rows()
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """See [`~transformers.Trainer.call_model_init`]."""
+        model: nn.Module = super().call_model_init(trial)
+        self._prepare_model(model)
+        return model
+
+    def _prepare_model(self, model: nn.Module) -> None:
+        clip, args = clip_of(model), self.args
+        self._model_settings = describe_model(model)
+        if args.logit_scale is not None:
+            with torch.no_grad():
+                clip.logit_scale.fill_(math.log(args.logit_scale))
+        keep_rows_fixed(clip, getattr(clip.config.text_config, "keep", 0))
+        freeze(model, args)
+        self._original_text = FrozenText(clip) if args.strategy == Strategy.BOUNDED else None
+        if self.compiled is not None:
+            clip.text_model.compile(dynamic=True, **self.compiled)
+            clip.vision_model.compile(**self.compiled)
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """See [`~transformers.Trainer.train`]. Of a checkpoint that was not written whole, nothing is taken up."""
-        self._since = time.perf_counter()
+        """See [`~transformers.Trainer.train`].
+
+        Raises:
+            CheckpointError: if the checkpoint was not written whole, cannot be read, or is of another run.
+            TrainingError: if the data held not a single batch.
+        """
+        self.figures.start()
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        self._settings = describe_run(self.args, self._model_settings, self.train_dataset, world_size())
+        self._changes = []
         if resume_from_checkpoint:
-            counts = read_counts(resume_from_checkpoint)
-            self.bad_rows[: len(counts["bad_rows"])] = torch.tensor(counts["bad_rows"])
-            self.truncated, self.captions_seen = counts["truncated"], counts["captions_seen"]
+            record = read_record(resume_from_checkpoint)
+            check_readable(resume_from_checkpoint)
+            may_change = self.args.resume_with_changes
+            self._changes = changes_since(resume_from_checkpoint, record, self._settings, may_change)
+            self.figures.go_on_from(record)
+        self._batch_of_step = (-1, 0)
         resume = str(resume_from_checkpoint) if resume_from_checkpoint else None
-        return super().train(resume, *args, **kwargs)
+        result = super().train(resume, *args, **kwargs)
+        if self._batch_of_step[0] < 0 and self.state.global_step < self.state.max_steps:
+            raise TrainingError(
+                f"Nothing was trained: the data held not a single batch of {self._train_batch_size} rows for each of "
+                f"{world_size()} processes. Take a smaller per_device_train_batch_size."
+            )
+        return result
+
+    def record(self) -> dict[str, Any]:
+        """Counts and settings, which a run that goes on from a checkpoint takes up and compares."""
+        return {**self.figures.counts(), "settings": self._settings, "changes": self._changes}
+
+    # -- guards --------------------------------------------------------------------------------------------------
+
+    def _check_processes(self) -> None:
+        """Where the launcher's, torch's and accelerate's numbers differ, every process would train on its own."""
+        said = {
+            "accelerate": self.accelerator.num_processes,
+            "torch's process group": world_size(),
+            "the launcher (WORLD_SIZE)": int(os.environ.get("WORLD_SIZE", "1")),
+        }
+        if len(set(said.values())) > 1:
+            counts = ", ".join(f"{name} says {count}" for name, count in said.items())
+            raise TrainingError(
+                f"How many processes train together? {counts}. Their gradients would not be averaged. On the CPU, "
+                "give --use_cpu (LongCLIPTrainingArguments(use_cpu=True)); otherwise let every process see its GPU."
+            )
+
+    def _check_rows(self) -> None:
+        """The batch that is trained: `auto_find_batch_size` may have made it smaller."""
+        batch = self._train_batch_size
+        if self.args.strategy == Strategy.PRIMARY_COMPONENT:
+            dim = clip_of(self.model).config.projection_dim
+            check_components(batch, self.args.components, self.args.components_scope, world_size(), dim)
+        if not isinstance(self.train_dataset, IterableDataset):
+            rows, together = len(self.train_dataset), batch * world_size()
+            if rows < together:
+                raise TrainingError(
+                    f"There are {rows} rows to train on, fewer than one batch of {together}: nothing would be "
+                    "trained. Take a smaller --per_device_train_batch_size, or hold out fewer rows (--heldout_rows)."
+                )
 
     # -- data ----------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The Trainer's own for a table of rows, less the last, smaller batch: every process must bring equally many.
 
-        A stream divides itself among processes, so nothing may divide it again.
+        A `CaptionStream` divides itself among processes, so nothing may divide it again.
         """
+        self._check_rows()
+        if not isinstance(self.train_dataset, IterableDataset):
+            asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, True
+            try:
+                return super().get_train_dataloader()
+            finally:
+                self.args.dataloader_drop_last = asked  # the held-out rows are evaluated to the last
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            drop_last=True,
+        )
         if isinstance(self.train_dataset, CaptionStream):
-            loader: DataLoader[Any] = DataLoader(
-                self.train_dataset,
-                batch_size=self.args.train_batch_size,
-                collate_fn=self.data_collator,
-                num_workers=self.args.dataloader_num_workers,
-                pin_memory=self.args.dataloader_pin_memory,
-                drop_last=True,
-            )
             undivided = {"num_processes": 1, "process_index": 0, "dispatch_batches": False}
             return prepare_data_loader(loader, self.accelerator.device, put_on_device=True, **undivided)
-        asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, True
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.args.dataloader_drop_last = asked  # the held-out rows are evaluated to the last
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """See [`~transformers.Trainer.get_eval_dataloader`]."""
+        return self._every_row_once(super().get_eval_dataloader(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """See [`~transformers.Trainer.get_test_dataloader`]."""
+        return self._every_row_once(super().get_test_dataloader(test_dataset))
+
+    def _every_row_once(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        if world_size() > 1 and isinstance(loader.dataset, IterableDataset):
+            raise TrainingError(
+                "Several processes would evaluate some rows of a stream twice: give evaluation a table of rows."
+            )
+        return loader
 
     # -- the step ------------------------------------------------------------------------------------------------
 
@@ -184,13 +276,15 @@ class LongCLIPTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        if self.args.strategy == Strategy.MIXED_LENGTH:
-            inputs = self._with_mixed_captions(inputs)
-        short = self.args.strategy not in (Strategy.LONG_ONLY, Strategy.MIXED_LENGTH)
-        embeddings = self.embed(model, inputs, short)
+        args: LongCLIPTrainingArguments = self.args
+        check_batch(inputs, args.strategy)
+        if args.strategy == Strategy.MIXED_LENGTH:
+            place = self.state.global_step, self._batch_of_step[1]
+            inputs = with_mixed_captions(inputs, args.mixed_length_share, args.seed, *place)
+        embeddings = self.embed(model, inputs, short=args.strategy not in WITHOUT_SHORT)
         terms, variance_kept = self.loss_terms(embeddings, inputs)
         if model.training:
-            self._record(inputs, embeddings, terms, variance_kept)
+            self.figures.add(inputs, embeddings, terms, variance_kept)
         return (terms.loss, embeddings) if return_outputs else terms.loss
 
     def embed(self, model: nn.Module, inputs: Mapping[str, torch.Tensor], short: bool) -> Embeddings:
@@ -210,55 +304,9 @@ class LongCLIPTrainer(Trainer):
     def loss_terms(
         self, embeddings: Embeddings, inputs: Mapping[str, torch.Tensor]
     ) -> tuple[LossTerms, torch.Tensor | None]:
-        """The loss of the chosen strategy, and the share of the variance that primary component matching kept."""
-        args: LongCLIPTrainingArguments = self.args
-        _refuse_non_finite(embeddings)
-        scale = embeddings.logit_scale.exp()
-
-        def contrast(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
-            return contrastive_loss(
-                image_embeds,
-                text_embeds,
-                scale,
-                args.label_smoothing_factor,
-                all_gather_with_grad(image_embeds),
-                all_gather_with_grad(text_embeds),
-                rank() * len(image_embeds),
-            )
-
-        image, long = F.normalize(embeddings.image, dim=-1), F.normalize(embeddings.long, dim=-1)
-        if args.strategy in (Strategy.LONG_ONLY, Strategy.MIXED_LENGTH) or embeddings.short is None:
-            return long_only_loss(contrast, image, long), None
-        if args.strategy == Strategy.BOUNDED:
-            original = self._original_features(inputs)
-            return bounded_loss(contrast, image, long, embeddings.short, original, args.short_loss_weight), None
-        short = F.normalize(embeddings.short, dim=-1)
-        if args.strategy == Strategy.UNDISTINGUISHED:
-            return undistinguished_loss(contrast, image, long, short, args.short_loss_weight), None
-        moments = all_reduce_with_grad(second_moments(image)) if args.components_scope == "global" else None
-        coarse = primary_components(image, args.components, moments)
-        terms = primary_component_loss(contrast, image, coarse.features, long, short, args.short_loss_weight)
-        return terms, coarse.variance_kept
-
-    def _with_mixed_captions(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch with some long captions replaced by the short ones, before anything is encoded.
-
-        Which ones follows from the seed, the step, the batch of an accumulated step and the place in the global batch:
-        the number of processes does not change it, nor does a resumed run.
-        """
-        local = len(inputs["input_ids"])
-        step, batch = self.state.global_step, self._batch_of_step[1]
-        generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + step) * 1_009 + batch)
-        replaced = mixed_length_rows(local * world_size(), self.args.mixed_length_share, generator=generator)
-        replaced = replaced[rank() * local : (rank() + 1) * local].to(inputs["input_ids"].device)
-        mixed = dict(inputs)
-        for key in ("input_ids", "attention_mask"):
-            long, short = inputs[key], inputs[f"short_{key}"]
-            width = max(long.shape[1], short.shape[1])
-            # Whatever the tokenizer pads with: what stands after the EOT counts for nothing.
-            long, short = (F.pad(part, (0, width - part.shape[1])) for part in (long, short))
-            mixed[key] = torch.where(replaced[:, None], short, long)
-        return mixed
+        """See `step_loss`."""
+        original = self._original_features(inputs) if self.args.strategy == Strategy.BOUNDED else None
+        return step_loss(self.args, embeddings, original)
 
     def _original_features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Short-text features of the encoder as it was before training, without gradient."""
@@ -268,67 +316,6 @@ class LongCLIPTrainer(Trainer):
         chunk_size = self.args.cache_chunk_size or None
         with torch.no_grad(), self.accelerator.autocast():
             return encode_texts(original, input_ids, attention_mask, self._grouping, chunk_size)
-
-    # -- what is logged ------------------------------------------------------------------------------------------
-
-    def _record(
-        self,
-        inputs: Mapping[str, torch.Tensor],
-        embeddings: Embeddings,
-        terms: LossTerms,
-        variance_kept: torch.Tensor | None,
-    ) -> None:
-        """Adds a step's figures to the running sums; nothing leaves the device before they are logged."""
-        tokens = inputs["attention_mask"].sum()
-        if embeddings.short is not None:
-            tokens = tokens + inputs["short_attention_mask"].sum()
-        figures = {
-            "steps": torch.ones((), device=tokens.device),
-            "loss_long": terms.long.detach(),
-            "logit_scale": embeddings.logit_scale.detach().exp(),
-            "images": torch.tensor(float(len(embeddings.image)), device=tokens.device),
-            "tokens": tokens.float(),
-        }
-        if terms.short is not None:
-            figures["loss_short"] = terms.short.detach()
-        if variance_kept is not None:
-            figures["variance_kept"] = variance_kept.detach()
-        figures |= {name: inputs[name].float() for name in ("bad_rows", "truncated") if name in inputs}
-        for name, value in figures.items():
-            self._sums[name] = self._sums.get(name, 0) + value
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the losses' parts, the share of variance kept and the speed since the last log to training logs."""
-        if self._sums and ("loss" in logs or "train_loss" in logs):  # or of the steps after the last log, at the end
-            logs |= self._figures()
-        super().log(logs, *args, **kwargs)
-
-    def _figures(self) -> dict[str, float]:
-        # Every process comes by here at the same steps.
-        sums = {name: self.accelerator.reduce(value, "sum") for name, value in self._sums.items()}
-        self._sums = {}
-        now = time.perf_counter()
-        elapsed, self._since = now - self._since, now
-        steps = sums.pop("steps").item()
-        images, tokens = sums.pop("images").item(), sums.pop("tokens").item()
-        bad, truncated = sums.pop("bad_rows", None), sums.pop("truncated", None)
-        figures = {name: value.item() / steps for name, value in sums.items()}
-        figures |= {"images_per_second": images / elapsed, "tokens_per_second": tokens / elapsed}
-        if bad is not None:
-            self.bad_rows = self.bad_rows + bad.long().cpu()
-        if truncated is not None:
-            self.truncated += int(truncated.item())
-        self.captions_seen += int(images)
-        return figures
-
-    def _counts(self) -> dict[str, Any]:
-        """What `report` says, by all processes so far, those of the steps since the last log included."""
-        since = {name: self.accelerator.reduce(value, "sum").cpu().long() for name, value in self._sums.items()}
-        return {
-            "bad_rows": (self.bad_rows + since.get("bad_rows", 0)).tolist(),
-            "truncated": self.truncated + int(since.get("truncated", 0)),
-            "captions_seen": self.captions_seen + int(since.get("images", 0)),
-        }
 
     # -- optimizer -----------------------------------------------------------------------------------------------
 
@@ -343,14 +330,45 @@ class LongCLIPTrainer(Trainer):
             return [name for name in named if not name.endswith("text_model.embeddings.position_embedding.weight")]
         return [name for name, value in named.items() if value.ndim > 1 and "position_embedding" not in name]
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The Trainer's own, with a learning rate for every tower and layer."""
+        given = self.optimizer is not None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        rates = learning_rates(self.model, self.args)
+        if not given and set(rates.values()) != {self.args.learning_rate}:
+            set_learning_rates(optimizer, rates)
+        return optimizer
+
+    # -- what is logged ------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the losses' parts, the share of variance kept and the speed since the last log to training logs."""
+        if self.figures.sums and ("loss" in logs or "train_loss" in logs):  # or of the steps after the last log
+            logs |= self.figures.drain()  # every process comes by here at the same steps
+            self._nearly_all_kept = self._nearly_all_kept + 1 if logs.get("variance_kept", 0.0) > NEARLY_ALL else 0
+            if self._nearly_all_kept == LOGS_IN_A_ROW and self.is_world_process_zero():
+                logger.warning(
+                    "The primary components keep %.1f %% of the variance (variance_kept), so that coarse features are "
+                    "all but the fine ones: primary component matching does next to nothing. Use fewer components "
+                    "(num_components is %s) or a larger batch.", 100 * logs["variance_kept"], self.args.components,
+                )  # fmt: skip
+        super().log(logs, *args, **kwargs)
+
+    def report(self) -> str:
+        """Draws the curves to `curves.png`, on the main process, and returns what was skipped and cut, in words."""
+        said = self.figures.report()
+        if self.is_world_process_zero():
+            said += curves(self.state.log_history, Path(self.args.output_dir) / "curves.png")
+        return said
+
     # -- evaluation ----------------------------------------------------------------------------------------------
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Retrieval among all held-out rows; see `retrieval_metrics`."""
-        began = time.perf_counter()
-        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        self._since += time.perf_counter() - began  # the speed of training does not count it
-        return metrics
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """See [`~transformers.Trainer.evaluation_loop`]; the speed of training does not count its time."""
+        began = self.figures.now()
+        output = super().evaluation_loop(*args, **kwargs)
+        self.figures.leave_out(self.figures.now() - began)
+        return output
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -360,146 +378,35 @@ class LongCLIPTrainer(Trainer):
         There is no loss: in-batch losses of batches of other sizes are not comparable.
         """
         inputs = self._prepare_inputs(inputs)
-        if prediction_loss_only:
-            return None, None, None
+        check_batch(inputs, Strategy.LONG_ONLY)
         with torch.no_grad():
-            embeddings = self.embed(model, inputs, short=True)
+            embeddings = self.embed(model, inputs, short="short_input_ids" in inputs)
         rows = torch.arange(len(embeddings.image), device=embeddings.image.device)  # without labels, no metric
-        return None, (embeddings.image, embeddings.long, embeddings.short), rows
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's own, marked when all of it is on disk, and only then are older ones deleted.
-
-        One that was cut off by a kill has no mark and is not taken up; there is always one that has it.
-        """
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        counts = self._counts()
-        if self.is_world_process_zero():
-            delete_checkpoint(folder)  # left by a kill, or by an earlier run that came further
-        self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()  # each process wrote its own state of the random numbers
-        if self.is_world_process_zero():
-            mark_complete(folder, counts)
-            best = Path(self.state.best_model_checkpoint or folder)
-            for older in checkpoints(self.args.output_dir)[: -limit if limit else 0]:
-                if older not in (folder, best):
-                    delete_checkpoint(older)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes a full folder that `AutoModel` loads, also with LoRA: the adapters are merged into the weights.
-
-        Adapters alone are written beside it, to its folder `adapters`: training goes on from them.
-        """
-        folder = Path(output_dir or self.args.output_dir)
-        if self.is_fsdp_enabled:
-            tensors = self.accelerator.get_state_dict(self.model)  # by all processes
-            if self.args.should_save:
-                tensors["logit_scale"] = tensors["logit_scale"].reshape(())
-                # FSDP2 changes the class of a model, and with it the code that is saved.
-                with torch.device("meta"):
-                    bare = LongCLIPModel(clip_of(self.model).config)
-                bare.save_pretrained(folder, state_dict=tensors)
-                self.processing_class.save_pretrained(folder)
-        elif not _has_adapters(self.model):
-            super().save_model(str(folder), _internal_call)
-        elif self.args.should_save:
-            adapted: Any = self.accelerator.unwrap_model(self.model)
-            adapted.save_pretrained(folder / ADAPTERS)
-            # A copy: merging into the weights and out again would not give the same weights.
-            copy.deepcopy(adapted).merge_and_unload().save_pretrained(folder)
-            self.processing_class.save_pretrained(folder)
-        if self.args.should_save and (folder / "tokenizer.json").is_file():
-            complete_processor(folder)  # with the files that transformers 5 leaves out
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The Trainer's own; of a checkpoint with adapters it would load the merged weights."""
-        folder = Path(resume_from_checkpoint)
-        super()._load_from_checkpoint(str(folder / ADAPTERS if _has_adapters(self.model) else folder), model)
-
-    def _load_best_model(self) -> None:
-        """The same for `load_best_model_at_end`."""
-        best = self.state.best_model_checkpoint
-        if best is not None and _has_adapters(self.model):
-            self.state.best_model_checkpoint = str(Path(best) / ADAPTERS)
-        try:
-            super()._load_best_model()
-        finally:
-            self.state.best_model_checkpoint = best
-
-    def report(self) -> str:
-        """Draws the curves to `curves.png`, on the main process, and returns what was skipped and cut, in words."""
-        said = (
-            f"{self.captions_seen} images with captions were trained on. {bad_rows_report(self.bad_rows.tolist())}. "
-            f"Long captions cut at the model's length: {self.truncated}."
-        )
-        if self.is_world_process_zero():
-            try:
-                draw_curves(self.state.log_history, Path(self.args.output_dir) / "curves.png")
-            except ImportError:
-                said += ' No curves.png: it needs matplotlib, pip install "longclip-hf[train]".'
-        return said
+        features = (embeddings.image, embeddings.long, embeddings.short)
+        return None, tuple(part for part in features if part is not None), rows
 
 
 class _HoldLogitScale(TrainerCallback):
-    """Holds the logit scale itself at its bound: a clamp in the loss would leave it no gradient to come back by."""
+    """Holds the logit scale itself in its bounds: a clamp in the loss would leave it no gradient to come back by."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if args.max_logit_scale is not None:
+        lowest, highest = (None if b is None else math.log(b) for b in (args.min_logit_scale, args.max_logit_scale))
+        if lowest is not None or highest is not None:
             with torch.no_grad():
-                clip_of(model).logit_scale.clamp_(max=math.log(args.max_logit_scale))
+                clip_of(model).logit_scale.clamp_(lowest, highest)
 
     on_optimizer_step = on_train_begin
 
 
-def _has_adapters(model: nn.Module) -> bool:
-    return hasattr(model, "merge_and_unload")
-
-
-def retrieval_metrics(prediction: Any) -> dict[str, float]:
-    """Recall among all held-out rows, both ways, with the long and with the short captions."""
-    image, long, short = (torch.as_tensor(part) for part in prediction.predictions)
-    metrics: dict[str, float] = {}
-    for name, text in (("long", long), ("short", short)):
-        for direction, ranks in retrieval_ranks(image, text, torch.arange(len(image))).items():
-            metrics |= {f"{name}_{direction}_r{k}": ranks.recall(k) for k in (1, 5, 10)}
-    return metrics
-
-
 def _refuse_what_fsdp_cannot_save(trainer: Trainer) -> None:
     """Not every setting lets one process write the whole model."""
-    if _has_adapters(trainer.model):
-        raise ValueError("Adapters of LoRA are not merged under FSDP: train them with DDP, they need little memory.")
+    if has_adapters(trainer.model):
+        raise TrainingError(
+            "Adapters of LoRA are not merged under FSDP: train them with DDP, they need little memory."
+        )
     kind = trainer.accelerator.state.fsdp_plugin.state_dict_type.name
     if kind != "FULL_STATE_DICT":
-        raise ValueError(
+        raise TrainingError(
             f"FSDP's state_dict_type is {kind}, which writes no folder that AutoModel loads. In the launcher's file: "
             "fsdp_state_dict_type: FULL_STATE_DICT."
         )
-
-
-def _refuse_non_finite(embeddings: Embeddings) -> None:
-    """An error on every process, naming the rows, when a feature of any process is NaN or Inf.
-
-    Raised by one process alone, it would leave the others waiting for it in a collective.
-    """
-    texts = [embeddings.long] if embeddings.short is None else [embeddings.long, embeddings.short]
-    finite = torch.stack([part.detach().isfinite().all(dim=1) for part in (embeddings.image, *texts)], dim=1)
-    finite = all_gather_with_grad(finite.float())
-    if finite.all():
-        return
-    named = "; ".join(
-        f"{name} rows {(finite[:, column] == 0).nonzero().flatten().tolist()[:8]}"
-        for column, name in enumerate(("image", "long caption", "short caption")[: finite.shape[1]])
-        if not finite[:, column].all()
-    )
-    raise ValueError(
-        f"Features of the global batch of {len(finite)} hold NaN or Inf: {named}. Look at these samples, at the "
-        "learning rate and, in float16, at the loss scale."
-    )

@@ -16,7 +16,6 @@ from longclip_hf.training.components import primary_components, second_moments
 from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
 from longclip_hf.training.losses import (
     LossTerms,
-    Strategy,
     bounded_loss,
     contrastive_loss,
     long_only_loss,
@@ -24,6 +23,7 @@ from longclip_hf.training.losses import (
     primary_component_loss,
     undistinguished_loss,
 )
+from longclip_hf.training.settings import Strategy
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel

@@ -31,7 +31,6 @@ from caption_files import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from longclip_hf.training.arguments import DataArguments
 from longclip_hf.training.captions import (
     BAD_ROW_CAUSES,
     CaptionRows,
@@ -44,6 +43,7 @@ from longclip_hf.training.captions import (
     shuffled,
     walk,
 )
+from longclip_hf.training.settings import DataArguments
 from longclip_hf.training.sources import load_rows
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset

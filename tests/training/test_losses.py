@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from longclip_hf.training.components import primary_components
 from longclip_hf.training.losses import (
     LossTerms,
-    Strategy,
     bounded_loss,
     contrastive_loss,
     long_only_loss,
@@ -18,6 +17,7 @@ from longclip_hf.training.losses import (
     primary_component_loss,
     undistinguished_loss,
 )
+from longclip_hf.training.settings import Strategy
 from torch.nn import functional as F
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)

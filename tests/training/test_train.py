@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from longclip_hf.training.arguments import DataArguments, LongCLIPTrainingArguments, ModelArguments
+from longclip_hf.training.arguments import LongCLIPTrainingArguments
+from longclip_hf.training.settings import DataArguments, MethodSettings, ModelArguments
 from longclip_hf.training.train import RECIPES, SHOWN, main, parse, recipe_names
 from PIL import Image
 from safetensors.torch import load_file
@@ -177,6 +178,11 @@ def test_bad_settings_are_one_line_and_exit_code_2(
     assert "is not YAML" in with_recipe("a: [")
     assert "found a list" in with_recipe("- a")
     assert "invalid float value: 'fast'" in with_recipe("learning_rate: fast")
+    for text in ("[" * 5000, "seed: " + "[" * 5000 + "]" * 5000, "seed: {a: {b: {c: {d: 1}}}}", "seed: &a [*a]"):
+        assert re.search("is not YAML|seed must be a number, a text", with_recipe(text)), text[:40]
+    assert "invalid float value" in with_recipe("learning_rate: {a: 1}")
+    assert "is not YAML" in with_recipe("seed: 2001-13-45") and "invalid int value" in with_recipe("max_steps: 1.5")
+    assert "is not YAML" in with_recipe("\x00")
     assert "laptop, paper, released" in refused(capfd, *given, "--recipe", "nope")
     assert "required: --data" in refused(capfd, "--model", "m")
     assert "unrecognized arguments: --nonsense" in refused(capfd, *given, "--nonsense", "3")
@@ -212,10 +218,11 @@ def test_help_teaches(command: Callable[..., subprocess.CompletedProcess[str]]) 
     assert done.returncode == 0 and not done.stderr
     for field in (*fields(ModelArguments), *fields(DataArguments)):
         assert f"--{field.name}" in done.stdout, field.name
-    inherited = {field.name for field in fields(TrainingArguments)}
-    for field in fields(LongCLIPTrainingArguments):
-        shown = f"  --{field.name} " in done.stdout or f"  --{field.name}\n" in done.stdout
-        assert shown == (field.name in SHOWN or field.name not in inherited), field.name
+    theirs = {field.name for field in fields(TrainingArguments)}
+    assert set(SHOWN) <= theirs
+    for name in {field.name for field in fields(LongCLIPTrainingArguments)}:
+        shown = f"  --{name} " in done.stdout or f"  --{name}\n" in done.stdout
+        assert shown == (name in SHOWN or name in {field.name for field in fields(MethodSettings)}), name
     for word in ("accelerate launch", "--recipe laptop", "conversion/stretch.py", "--help_all"):
         assert word in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 119

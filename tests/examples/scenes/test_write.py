@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 from longclip_hf.evaluation.benchmarks import Classification, Retrieval, load_benchmark
-from longclip_hf.training.arguments import DataArguments
+from longclip_hf.training.settings import DataArguments
 from longclip_hf.training.sources import load_rows
 from PIL import Image
 

@@ -1,0 +1,131 @@
+"""The figures of a run: what is logged of its steps and counted of its rows, and retrieval on the held-out ones."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from longclip_hf.evaluation.retrieval import retrieval_ranks
+from longclip_hf.training.captions import BAD_ROW_CAUSES, bad_rows_report
+from longclip_hf.training.curves import draw_curves
+from longclip_hf.training.encoding import Embeddings
+from longclip_hf.training.losses import LossTerms
+
+Reduce = Callable[[torch.Tensor], torch.Tensor]  # the sum over processes: every one calls it for the same figures
+
+
+class Figures:
+    """Running sums of the steps since the last log, on the device, and counts of the whole run.
+
+    Args:
+        reduce: adds a tensor up over the processes.
+    """
+
+    def __init__(self, reduce: Reduce) -> None:
+        self.reduce = reduce
+        self.bad_rows = torch.zeros(len(BAD_ROW_CAUSES), dtype=torch.long)  # by cause, of all processes
+        self.truncated = 0  # long captions cut at the model's length
+        self.captions_seen = 0
+        self.sums: dict[str, torch.Tensor] = {}
+        self.since = 0.0  # when the interval of the next log began
+
+    def start(self) -> None:
+        """The clock of the first interval."""
+        self.since = time.perf_counter()
+
+    def now(self) -> float:
+        """The time, in seconds."""
+        return time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Time within the interval that is not training's, such as an evaluation."""
+        self.since += seconds
+
+    def add(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        embeddings: Embeddings,
+        terms: LossTerms,
+        variance_kept: torch.Tensor | None,
+    ) -> None:
+        """Adds a step; nothing leaves the device before it is logged."""
+        tokens = inputs["attention_mask"].sum()
+        if embeddings.short is not None:
+            tokens = tokens + inputs["short_attention_mask"].sum()
+        figures = {
+            "steps": torch.ones((), device=tokens.device),
+            "loss_long": terms.long.detach(),
+            "logit_scale": embeddings.logit_scale.detach().exp(),
+            "images": torch.tensor(float(len(embeddings.image)), device=tokens.device),
+            "tokens": tokens.float(),
+        }
+        if terms.short is not None:
+            figures["loss_short"] = terms.short.detach()
+        if variance_kept is not None:
+            figures["variance_kept"] = variance_kept.detach()
+        figures |= {name: inputs[name].float().sum(0) for name in ("bad_rows", "truncated") if name in inputs}
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+
+    def drain(self) -> dict[str, float]:
+        """The means over the steps since the last log and the speed, of all processes; begins the next interval."""
+        sums = {name: self.reduce(value) for name, value in self.sums.items()}
+        self.sums = {}
+        now = time.perf_counter()
+        elapsed, self.since = now - self.since, now
+        steps = sums.pop("steps").item()
+        images, tokens = sums.pop("images").item(), sums.pop("tokens").item()
+        bad, truncated = sums.pop("bad_rows", None), sums.pop("truncated", None)
+        figures = {name: value.item() / steps for name, value in sums.items()}
+        figures |= {"images_per_second": images / elapsed, "tokens_per_second": tokens / elapsed}
+        if bad is not None:
+            self.bad_rows = self.bad_rows + bad.long().cpu()
+        if truncated is not None:
+            self.truncated += int(truncated.item())
+        self.captions_seen += int(images)
+        return figures
+
+    def counts(self) -> dict[str, Any]:
+        """What `report` says, by all processes so far, those of the steps since the last log included."""
+        since = {name: self.reduce(value).cpu().long() for name, value in self.sums.items()}
+        return {
+            "bad_rows": (self.bad_rows + since.get("bad_rows", 0)).tolist(),
+            "truncated": self.truncated + int(since.get("truncated", 0)),
+            "captions_seen": self.captions_seen + int(since.get("images", 0)),
+        }
+
+    def go_on_from(self, counts: Mapping[str, Any]) -> None:
+        """Takes up the counts of a checkpoint."""
+        self.bad_rows[: len(counts["bad_rows"])] = torch.tensor(counts["bad_rows"])
+        self.truncated, self.captions_seen = counts["truncated"], counts["captions_seen"]
+
+    def report(self) -> str:
+        """What was trained on, skipped and cut, in words."""
+        return (
+            f"{self.captions_seen} images with captions were trained on. {bad_rows_report(self.bad_rows.tolist())}. "
+            f"Long captions cut at the model's length: {self.truncated}."
+        )
+
+
+def curves(history: list[dict[str, float]], file: Path) -> str:
+    """Draws what was logged to `file`; returns what is to be said about it, if anything."""
+    try:
+        draw_curves(history, file)
+    except ImportError:
+        return f' No {file.name}: it needs matplotlib, pip install "longclip-hf[train]".'
+    return ""
+
+
+def retrieval_metrics(prediction: Any) -> dict[str, float]:
+    """Recall among all held-out rows, both ways, with the long and with the short captions, as shares of 1.
+
+    `mean_t2i_r1` is the mean of both kinds' text-to-image recall at 1: one number to choose a checkpoint by.
+    """
+    image, long, *short = (torch.as_tensor(part) for part in prediction.predictions)
+    metrics: dict[str, float] = {}
+    for name, text in (("long", long), *(("short", part) for part in short)):
+        for direction, ranks in retrieval_ranks(image, text, torch.arange(len(image))).items():
+            metrics |= {f"{name}_{direction}_r{k}": ranks.recall(k) for k in (1, 5, 10)}
+    means = [value for name, value in metrics.items() if name.endswith("_t2i_r1")]
+    return metrics | {"mean_t2i_r1": sum(means) / len(means)}

@@ -1,0 +1,202 @@
+"""Settings of a run that are ours, typed and documented once: `train.py` makes its command line of them.
+
+Without torch and transformers, so that `--help` takes no time; `arguments.py` joins them to transformers' own.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from longclip_hf.images import MAX_PIXELS
+
+HELDOUT_ROWS = 1000  # as in the paper (section 4.1) and the released code
+
+
+class Strategy(StrEnum):
+    """How the short-text ability is kept while long captions are learnt (paper table 5)."""
+
+    PRIMARY_COMPONENT = "primary-component"
+    UNDISTINGUISHED = "undistinguished"
+    MIXED_LENGTH = "mixed-length"
+    BOUNDED = "bounded"
+    LONG_ONLY = "long-only"
+
+
+@dataclass
+class DataArguments:
+    """Which rows to train on, how to read them, and what to do about those that cannot be read.
+
+    Raises:
+        ValueError: for settings that contradict each other or lie outside their range.
+    """
+
+    data: str = field(
+        metadata={
+            "help": "What to train on: a Hub id or a local folder that `datasets` recognises, ShareGPT4V's JSON file, "
+            "or for the other formats a folder, a file or a pattern such as 'shards/*.tar'."
+        }
+    )
+    data_format: Literal["datasets", "sharegpt4v", "imagefolder", "parquet", "webdataset"] = field(
+        default="datasets",
+        metadata={
+            "help": "How to read it. datasets: by its layout. sharegpt4v: a JSON list of objects with 'image' and "
+            "'conversations'. imagefolder: images beside a metadata.jsonl. webdataset: tar shards, always streamed."
+        },
+    )
+    data_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub dataset that has several."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    image_root: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or URL in which image paths begin, and which they must not leave. Needed for sharegpt4v. "
+            "Default: the data's own folder."
+        },
+    )
+    image_access: Literal["root", "local", "any"] = field(
+        default="root",
+        metadata={
+            "help": "What an image path may lead to: files below --image_root, links followed (root), any file of "
+            "this machine (local), or URLs too (any). Others are bad rows."
+        },
+    )
+    image_column: str = field(
+        default="image",
+        metadata={
+            "help": "Column of images, of encoded images or of paths. webdataset: the extension, such as 'jpg'."
+        },
+    )
+    long_column: str = field(
+        default="caption",
+        metadata={"help": "Column of long captions. A dot leads into a structure: 'json.caption'."},
+    )
+    short_column: str | None = field(
+        default=None, metadata={"help": "Column of short captions. Default: the first sentence of the long one."}
+    )
+    heldout_split: str | None = field(
+        default=None, metadata={"help": "Split to take the held-out rows from. Default: the split to train on."}
+    )
+    heldout_rows: int = field(
+        default=HELDOUT_ROWS,
+        metadata={"help": "The first so many rows are held out for evaluation and not trained on. 0: none."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read rows as they come, again and again, instead of preparing a table of them first."},
+    )
+    shuffle_buffer: int = field(
+        default=1000,
+        metadata={"help": "Streamed rows are drawn from so many, which every dataloader worker holds undecoded."},
+    )
+    on_bad_row: Literal["skip", "error"] = field(
+        default="skip",
+        metadata={
+            "help": "At a missing, unreadable, oversized or refused image or an empty caption: skip the row and count "
+            "it by cause, or end with an error that names it."
+        },
+    )
+    max_image_pixels: int = field(
+        default=MAX_PIXELS,
+        metadata={
+            "help": "Images of more pixels are bad rows. Pillow itself refuses twice its default of 89,478,485."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.data_format == "sharegpt4v" and self.image_root is None:
+            raise ValueError("sharegpt4v names its images by relative paths: say where they begin with --image_root.")
+        if self.data_format == "sharegpt4v" and self.streaming:
+            raise ValueError("sharegpt4v is not streamed: its table of paths is small. Leave --streaming out.")
+        if self.data_format == "sharegpt4v" and (self.train_split, self.heldout_split) != ("train", None):
+            raise ValueError("sharegpt4v has one split: hold out its first --heldout_rows.")
+        for name, lowest in (("heldout_rows", 0), ("shuffle_buffer", 1), ("max_image_pixels", 1)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"--{name} must be at least {lowest}, got {getattr(self, name)}.")
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    model: str = field(
+        metadata={"help": "Folder or Hub id of a stretched checkpoint (conversion/stretch.py makes one)."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub id."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager or a flash attention."})
+    lora_rank: int = field(
+        default=0,
+        metadata={"help": "Train adapters of this rank on both towers (peft) instead of all weights; 0: all."},
+    )
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters."})
+
+
+@dataclass
+class MethodSettings:
+    """How Long-CLIP is trained (paper sections 3.3 and 4.4)."""
+
+    strategy: str = field(
+        default=Strategy.PRIMARY_COMPONENT,
+        metadata={
+            "help": "How the short-text ability is kept (paper table 5): primary-component, undistinguished, "
+            "mixed-length, bounded, or long-only (direct fine-tuning).",
+            "choices": [str(strategy) for strategy in Strategy],
+        },
+    )
+    num_components: float = field(
+        default=32,
+        metadata={"help": "Primary components kept of the image features: a count, or below 1 a share of variance."},
+    )
+    components_scope: Literal["local", "global"] = field(
+        default="local",
+        metadata={
+            "help": "Whose images define the components: each process's own (local, as released) or all (global).",
+        },
+    )
+    short_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the short captions' loss: 1.0 as released, 0.1 before May 2024."}
+    )
+    mixed_length_share: float = field(
+        default=0.1, metadata={"help": "Share of long captions that mixed-length replaces by the short ones."}
+    )
+    logit_scale: float | None = field(
+        default=None, metadata={"help": "Reset the scale of the logits to this before training (released: 100)."}
+    )
+    max_logit_scale: float | None = field(
+        default=None, metadata={"help": "Hold the scale of the logits at or below this (CLIP's own training: 100)."}
+    )
+    min_logit_scale: float | None = field(
+        default=None, metadata={"help": "Hold the scale of the logits at or above this."}
+    )
+    decay_all: bool = field(
+        default=False,
+        metadata={"help": "Weight decay on everything but the text's positions (released), not on matrices only."},
+    )
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the image tower. Default: that of everything."}
+    )
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the text tower. Default: that of everything."}
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Every layer's learning rate is that of the layer above times this."}
+    )
+    frozen_vision_layers: int | None = field(
+        default=None,
+        metadata={"help": "Freeze the image tower's embeddings and so many lowest layers; -1: all."},
+    )
+    frozen_text_layers: int | None = field(
+        default=None,
+        metadata={"help": "Likewise of the text tower; its positions are frozen only with all of it."},
+    )
+    length_groups: int = field(
+        default=4, metadata={"help": "Encode captions in up to so many groups of similar length, each cut to its own."}
+    )
+    cache_chunk_size: int = field(
+        default=0,
+        metadata={"help": "Encode so many images or captions at a time (gradient cache); 0: the whole batch at once."},
+    )
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint with other settings than its run's; the next ones record both."},
+    )

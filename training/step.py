@@ -1,0 +1,127 @@
+"""A step's loss from the features of a batch, on every process: what is encoded, what is compared with what."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from longclip_hf.training.arguments import LongCLIPTrainingArguments
+from longclip_hf.training.components import primary_components, second_moments
+from longclip_hf.training.encoding import Embeddings
+from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
+from longclip_hf.training.losses import (
+    LossTerms,
+    bounded_loss,
+    contrastive_loss,
+    long_only_loss,
+    mixed_length_rows,
+    primary_component_loss,
+    undistinguished_loss,
+)
+from longclip_hf.training.settings import Strategy
+from torch.nn import functional as F
+
+from longclip_hf.errors import TrainingError
+
+WITHOUT_SHORT = (Strategy.LONG_ONLY, Strategy.MIXED_LENGTH)  # strategies that encode no short captions
+
+
+def step_loss(
+    args: LongCLIPTrainingArguments, embeddings: Embeddings, original: torch.Tensor | None = None
+) -> tuple[LossTerms, torch.Tensor | None]:
+    """The loss of the chosen strategy, and the share of the variance that primary component matching kept.
+
+    Args:
+        args: strategy, components, scope, weights and smoothing.
+        embeddings: of this process's batch.
+        original: for the bounded strategy, what the frozen encoder makes of the short captions.
+
+    Raises:
+        TrainingError: on every process, for features that are not finite.
+    """
+    refuse_non_finite(embeddings)
+    scale = embeddings.logit_scale.exp()
+
+    def contrast(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        return contrastive_loss(
+            image_embeds,
+            text_embeds,
+            scale,
+            args.label_smoothing_factor,
+            all_image_embeds=all_gather_with_grad(image_embeds),
+            all_text_embeds=all_gather_with_grad(text_embeds),
+            offset=rank() * len(image_embeds),
+        )
+
+    weight = args.short_loss_weight
+    image, long = F.normalize(embeddings.image, dim=-1), F.normalize(embeddings.long, dim=-1)
+    if args.strategy in WITHOUT_SHORT or embeddings.short is None:
+        return long_only_loss(contrast, image, long), None
+    if args.strategy == Strategy.BOUNDED:
+        assert original is not None
+        return bounded_loss(contrast, image, long, embeddings.short, original, weight), None
+    short = F.normalize(embeddings.short, dim=-1)
+    if args.strategy == Strategy.UNDISTINGUISHED:
+        return undistinguished_loss(contrast, image, long, short, weight), None
+    moments = all_reduce_with_grad(second_moments(image)) if args.components_scope == "global" else None
+    coarse = primary_components(image, args.components, moments)
+    return primary_component_loss(contrast, image, coarse.features, long, short, weight), coarse.variance_kept
+
+
+def with_mixed_captions(
+    inputs: Mapping[str, torch.Tensor], share: float, seed: int, step: int, batch: int
+) -> dict[str, torch.Tensor]:
+    """The batch with some long captions replaced by the short ones, before anything is encoded.
+
+    Which ones follows from the seed, the step, the batch of an accumulated step and the place in the global batch: the
+    number of processes does not change it, nor does a resumed run.
+    """
+    local = len(inputs["input_ids"])
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 1_009 + batch)
+    replaced = mixed_length_rows(local * world_size(), share, generator=generator)
+    replaced = replaced[rank() * local : (rank() + 1) * local].to(inputs["input_ids"].device)
+    mixed = dict(inputs)
+    for key in ("input_ids", "attention_mask"):
+        long, short = inputs[key], inputs[f"short_{key}"]
+        width = max(long.shape[1], short.shape[1])
+        # Whatever the tokenizer pads with: what stands after the EOT counts for nothing.
+        long, short = (F.pad(part, (0, width - part.shape[1])) for part in (long, short))
+        mixed[key] = torch.where(replaced[:, None], short, long)
+    return mixed
+
+
+def check_batch(inputs: Mapping[str, Any], strategy: Strategy) -> None:
+    """Refuses a batch of somebody's own collator that lacks what the strategy trains on.
+
+    Raises:
+        TrainingError: naming what is missing.
+    """
+    needed = ["pixel_values", "input_ids", "attention_mask"]
+    if strategy != Strategy.LONG_ONLY:
+        needed += ["short_input_ids", "short_attention_mask"]
+    missing = [name for name in needed if name not in inputs]
+    if missing:
+        raise TrainingError(
+            f"The batches lack {', '.join(missing)}, which the strategy {strategy} trains on; they hold "
+            f"{', '.join(inputs)}. The collator must give them, as CaptionCollator does."
+        )
+
+
+def refuse_non_finite(embeddings: Embeddings) -> None:
+    """An error on every process, naming the rows, when a feature of any process is NaN or Inf.
+
+    Raised by one process alone, it would leave the others waiting for it in a collective.
+    """
+    texts = [embeddings.long] if embeddings.short is None else [embeddings.long, embeddings.short]
+    finite = torch.stack([part.detach().isfinite().all(dim=1) for part in (embeddings.image, *texts)], dim=1)
+    finite = all_gather_with_grad(finite.float())
+    if finite.all():
+        return
+    named = "; ".join(
+        f"{name} rows {(finite[:, column] == 0).nonzero().flatten().tolist()[:8]}"
+        for column, name in enumerate(("image", "long caption", "short caption")[: finite.shape[1]])
+        if not finite[:, column].all()
+    )
+    raise TrainingError(
+        f"Features of the global batch of {len(finite)} hold NaN or Inf: {named}. Look at these samples, at the "
+        "learning rate and, in float16, at the loss scale."
+    )
