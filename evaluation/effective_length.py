@@ -30,37 +30,6 @@ class LengthCurve:
     effective: Interval
 
 
-def truncate_ids(input_ids: Sequence[Sequence[int]], length: int, eos_token_id: int) -> list[list[int]]:
-    """Captions of at most `length` tokens: where one is longer, its first `length - 1` and EOT.
-
-    Args:
-        input_ids: tokens of each caption with start and EOT; what follows the first EOT is padding and is left out.
-        length: tokens to keep, EOT among them.
-        eos_token_id: of EOT, whose state is the feature of the caption.
-
-    Returns:
-        A list of tokens per caption, without padding.
-
-    Raises:
-        ValueError: for a length below 2, or captions without EOT.
-
-    Example:
-        >>> truncate_ids([[0, 5, 6, 7, 1], [0, 5, 1, 1, 1]], length=4, eos_token_id=1)
-        [[0, 5, 6, 1], [0, 5, 1]]
-    """
-    if length < 2:
-        raise ValueError(
-            f"A caption has at least the tokens of start and end: expected a length from 2 on, got {length}."
-        )
-    without = [row for row, ids in enumerate(input_ids) if eos_token_id not in ids]
-    if without:
-        raise ValueError(
-            f"{len(without)} of {len(input_ids)} captions have no EOT (id {eos_token_id}), from which the feature is "
-            f"taken: rows {without[:10]}. Encode them with the tokenizer's special tokens."
-        )
-    return [[*list(ids)[: min(list(ids).index(eos_token_id), length - 1)], eos_token_id] for ids in input_ids]
-
-
 def default_lengths(max_length: int, first: int = 10, step: int = 10) -> list[int]:
     """The grid of a model: 10, 20, 30 ... and its own length.
 

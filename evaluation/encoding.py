@@ -7,7 +7,6 @@ can then differ, as between any two batches.
 """
 
 import hashlib
-import json
 import logging
 import os
 from collections import Counter
@@ -20,14 +19,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from longclip_hf.evaluation.benchmarks import ImageFile
+from longclip_hf.evaluation.data import ImageFile
 from longclip_hf.evaluation.feature_store import FeatureStore
+from longclip_hf.evaluation.loading import (
+    as_json,
+    check_eot,
+    commit_of,
+    find_device,
+    fingerprint_of,
+    load_model,
+    positions_of,
+    some,
+)
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoModel, AutoProcessor, CLIPModel
+from transformers import CLIPModel
 
 from longclip_hf.errors import EncodingError, ImageError
 from longclip_hf.images import MAX_PIXELS, decode_image
@@ -38,8 +46,6 @@ logger = logging.getLogger(__name__)
 Tower = Literal["text", "image"]
 # Rows of a batch, the model's inputs for them, and what is wrong with rows that are left out.
 Loaded = tuple[list[int], dict[str, torch.Tensor], list[str]]
-# `eos_token_id` of configurations older than 2023, for which CLIP pools at the highest id instead.
-_LEGACY_EOS_TOKEN_ID = 2
 _SHORTEST = 3  # start of text, one token, end of text
 
 
@@ -78,6 +84,7 @@ class Encoder:
         workers: processes that decode images. By default none on the CPU, which the model keeps busy, and elsewhere
             one for every core, up to 16, shared among this machine's processes.
         max_pixels: of the largest image that is decoded.
+        quiet: show no progress and no warnings.
 
     Attributes:
         name, device: as above.
@@ -111,31 +118,32 @@ class Encoder:
         batch_images: int | None = None,
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        quiet: bool = False,
     ) -> None:
         try:
             from accelerate import PartialState
         except ImportError as error:
             raise ImportError('Encoding needs accelerate: pip install "longclip-hf[evaluate]"') from error
         self.name = str(name)
-        asked = _device(device)
+        asked = find_device(device)
         self.processes = PartialState(cpu=asked is not None and asked.type == "cpu")
         alone = self.processes.num_processes == 1
         self.device = asked if asked is not None and alone else self.processes.device
-        self.model, processor = _load(self.name, revision, trust_remote_code, dtype)
-        self.revision = None if Path(self.name).expanduser().is_dir() else _commit(self.name, revision)
+        self.model, processor = load_model(self.name, revision, trust_remote_code, dtype)
+        self.revision = None if Path(self.name).expanduser().is_dir() else commit_of(self.name, revision)
         self.tokenizer, self.image_processor = processor.tokenizer, processor.image_processor
         self.trims = isinstance(self.model, CLIPModel)
-        self.positions = _positions(self.model, self.tokenizer)
+        self.positions = positions_of(self.model, self.tokenizer)
         if self.trims:
-            _check_eot(self.name, self.model, self.tokenizer)
-        elif self.processes.is_main_process:
+            check_eot(self.name, self.model, self.tokenizer)
+        elif self.processes.is_main_process and not quiet:
             logger.warning(
                 "%s is no CLIP but a %s: every text is padded to %d tokens, which takes longer.",
                 self.name, type(self.model).__name__, self.positions,
             )  # fmt: skip
         self.model_class = type(self.model).__name__
         self.dtype = str(self.model.dtype).removeprefix("torch.")
-        self.fingerprint = _fingerprint(self.model, self.tokenizer, self.image_processor)
+        self.fingerprint = fingerprint_of(self.model, self.tokenizer, self.image_processor)
         self.model.to(self.device).eval()
         self.store = store
         on_cpu = self.device.type == "cpu"
@@ -145,6 +153,7 @@ class Encoder:
             workers = 0 if on_cpu else min(16, os.cpu_count() or 1) // self.processes.num_processes
         self.workers = workers
         self.max_pixels = max_pixels
+        self.quiet = quiet
         self.encoded: Counter[Tower] = Counter()
         self.stored: Counter[Tower] = Counter()
 
@@ -164,7 +173,7 @@ class Encoder:
         if not texts:
             raise EncodingError("There are no texts to encode.")
         if empty := [index for index, text in enumerate(texts) if not text.strip()]:
-            raise EncodingError(f"{len(empty)} of {len(texts)} texts are empty: {_some(empty)}. Leave them out.")
+            raise EncodingError(f"{len(empty)} of {len(texts)} texts are empty: {some(empty)}. Leave them out.")
         ids, lengths, truncated = self._tokenize(texts, limit)
         rows: dict[tuple[int, ...], int] = {}
         row_of = [rows.setdefault(tuple(text), len(rows)) for text in ids]
@@ -248,6 +257,8 @@ class Encoder:
         def digest(image: ImageFile) -> tuple[bytes, str]:
             try:
                 return hashlib.sha256(image.read()).digest(), ""
+            except ImageError as error:
+                return b"", str(error)
             except Exception as error:  # of file systems, archives, servers
                 return b"", f"{image.name} cannot be read: {type(error).__name__}: {error}"
 
@@ -291,10 +302,12 @@ class Encoder:
         mine = missing[self.processes.process_index :: count]
         problems: list[str] = []
         console = Console(stderr=True)
-        progress = Progress(console=console, disable=not (main and console.is_terminal))
+        progress = Progress(console=console, disable=self.quiet or not (main and console.is_terminal))
         writer = nullcontext(lambda *_: None) if self.store is None else self.store.writer(space)
         with progress, writer as write:
-            for rows, inputs, failed in progress.track(load(mine), len(mine), description=f"{self.name}: {tower}s"):
+            for rows, inputs, failed in progress.track(
+                load(mine), len(mine), description=escape(f"{self.name}: {tower}s")
+            ):
                 problems += failed
                 if not rows:
                     continue
@@ -339,7 +352,7 @@ class Encoder:
             {key: value for key, value in config.items() if key != "_name_or_path"}, self.positions, self.device.type,
             *map(version, ("torch", "transformers")),
         ]  # fmt: skip
-        return hashlib.sha256(_json(parts)).hexdigest()
+        return hashlib.sha256(as_json(parts)).hexdigest()
 
 
 class _ImageBatches(Dataset[Loaded]):
@@ -367,103 +380,6 @@ class _ImageBatches(Dataset[Loaded]):
         return decoded, dict(inputs), failed
 
 
-def _device(device: str | torch.device | None) -> torch.device | None:
-    """`device`, tried: an empty tensor is put on it.
-
-    Raises:
-        EncodingError: if there is none of that name.
-    """
-    if device is None:
-        return None
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise EncodingError(f"There is no device {str(device)!r} here: {str(error).splitlines()[0]}") from error
-
-
-def _load(name: str, revision: str | None, trust_remote_code: bool, dtype: Any) -> tuple[Any, Any]:
-    """The model and its processor."""
-    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise EncodingError(f"There is no dtype {dtype!r}: name one like float32, float16 or bfloat16.")
-    folder = Path(name).expanduser()
-    if folder.is_dir() and revision is not None:
-        raise EncodingError(f"{name} is a folder, and revision {revision!r} is for Hub ids. Leave it out.")
-    source = str(folder) if folder.is_dir() else name
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    try:
-        model, info = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
-        raise EncodingError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
-    for method in ("get_text_features", "get_image_features"):
-        if not hasattr(model, method):
-            raise EncodingError(
-                f"{name} is a {type(model).__name__}, which has no {method}: texts and images are compared after "
-                "their projections into one space. Name the folder or Hub id of a whole CLIP."
-            )
-    if info["missing_keys"]:  # transformers would draw them at random
-        raise EncodingError(
-            f"{name}: these tensors of {type(model).__name__} are missing: {_some(sorted(info['missing_keys']))}"
-        )
-    try:
-        processor = AutoProcessor.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise EncodingError(f"{name}: its processor cannot be loaded: {type(error).__name__}: {error}") from error
-    for part in ("tokenizer", "image_processor"):
-        if not hasattr(processor, part):
-            raise EncodingError(
-                f"{name} has no {part}: copy the processor's files from the checkpoint it was made of."
-            )
-    return model, processor
-
-
-def _commit(name: str, revision: str | None) -> str | None:
-    """The commit of a Hub id that was just loaded: the name of the folder that it lies in."""
-    file = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(file).parent.name if isinstance(file, str) else revision
-
-
-def _positions(model: Any, tokenizer: Any) -> int:
-    """Of a CLIP, its table: its tokenizer's `model_max_length` may be older than the stretch."""
-    text = getattr(model.config, "text_config", model.config)
-    limits = [getattr(text, "max_position_embeddings", None), tokenizer.model_max_length]
-    return int(limits[0] if isinstance(model, CLIPModel) else min(limit for limit in limits if limit))
-
-
-def _check_eot(name: str, model: Any, tokenizer: Any) -> None:
-    """CLIP pools at the first EOT, and without one silently at position 0."""
-    expected = model.config.text_config.eos_token_id
-    last = tokenizer("a")["input_ids"][-1]
-    if expected not in (last, _LEGACY_EOS_TOKEN_ID):
-        raise EncodingError(
-            f"{name}: its tokenizer ends a text with id {last}, and the model reads the feature at id {expected} "
-            "(eos_token_id of text_config). One of the two is another checkpoint's."
-        )
-
-
-def _fingerprint(model: Any, tokenizer: Any, image_processor: Any) -> str:
-    def digest(item: tuple[str, torch.Tensor]) -> bytes:
-        name, tensor = item
-        found = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return found.digest()
-
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        digests = pool.map(digest, sorted(model.state_dict().items()))
-    # Without what names classes: they differ between versions of transformers.
-    pixels = {
-        key: value
-        for key, value in image_processor.to_dict().items()
-        if not key.startswith("_") and key != "image_processor_type"
-    }
-    special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side]
-    settings = _json([pixels, sorted(tokenizer.get_vocab().items()), special])
-    return hashlib.sha256(b"".join(digests) + settings).hexdigest()
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, default=str).encode()
-
-
 def _gather(items: list[Any]) -> list[Any]:
     """The items of all processes, in the order of ranks."""
     from accelerate.utils import gather_object
@@ -475,11 +391,4 @@ def _gather(items: list[Any]) -> list[Any]:
 def _raise(problems: Sequence[str], of: str) -> None:
     """Raises one error for all problems, which every process must have gathered before."""
     if problems:
-        raise EncodingError(f"{len(problems)} of {of} cannot be encoded: {_some(problems, '; ')}")
-
-
-def _some(items: Iterable[Any], separator: str = ", ", most: int = 10) -> str:
-    """The first ones by name, and how many more there are."""
-    items = list(items)
-    more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
-    return separator.join(str(item) for item in items[:most]) + more
+        raise EncodingError(f"{len(problems)} of {of} cannot be encoded: {some(problems, '; ')}")

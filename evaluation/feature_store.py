@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from longclip_hf.errors import FileError
+
 logger = logging.getLogger(__name__)
 
 FORMAT = "longclip-features-1"
@@ -81,9 +83,10 @@ class FeatureStore:
 
         def flush() -> None:
             if keys:
-                self._write_shard(space, keys, torch.cat(parts))
-                keys.clear()
+                rows, features = list(keys), torch.cat(parts)
+                keys.clear()  # before they are written: a full disk is not tried again at the end
                 parts.clear()
+                self._write_shard(space, rows, features)
 
         def write(new_keys: Sequence[bytes], features: torch.Tensor) -> None:
             nonlocal began
@@ -104,17 +107,22 @@ class FeatureStore:
 
     def _write_shard(self, space: str, keys: Sequence[bytes], features: torch.Tensor) -> None:
         place = self._place(space)
-        place.mkdir(exist_ok=True)
         name = f"{uuid.uuid4().hex}.safetensors"
         beside = place / f".{name}"
         key_rows = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), -1)
         features = features.float().contiguous()
         metadata = {"format": FORMAT, "space": space, "crc32": _checksum(key_rows, features)}
         try:
+            place.mkdir(exist_ok=True)
             save_file({"keys": key_rows, "features": features}, beside, metadata)
             with beside.open("rb") as stream:
                 os.fsync(stream.fileno())
             beside.rename(place / name)
+        except (OSError, SafetensorError) as error:
+            raise FileError(
+                f"Features cannot be written to {place}: {error}. What was written before stays, and the same command "
+                "goes on from it: make room, or name another --cache."
+            ) from error
         finally:
             beside.unlink(missing_ok=True)
 

@@ -122,34 +122,6 @@ def ranks_among(
     return _one_right(*_count_before(candidates, queries, right, block, both=False)[1])
 
 
-def recall_at_k(
-    queries: torch.Tensor, candidates: torch.Tensor, ks: Sequence[int] = (1, 5, 10), block: int = 1024
-) -> dict[int, float]:
-    """The share of queries whose own candidate is among the k most similar by cosine.
-
-    For both ways at once see `retrieval_ranks`.
-
-    Args:
-        queries: of shape `(rows, projection_dim)`; they need not be normalised.
-        candidates: of the same shape; row i belongs to query i.
-        ks: the cut-offs.
-        block: queries and candidates that are compared at a time.
-
-    Returns:
-        Recall within 0 ... 1 for each k.
-
-    Raises:
-        ValueError: for shapes that differ, no rows, or features that are not finite or zero.
-    """
-    if queries.shape != candidates.shape or queries.ndim != 2 or not len(queries):
-        raise ValueError(
-            f"Every query has one candidate: expected two equal shapes (rows, projection_dim), got "
-            f"{tuple(queries.shape)} and {tuple(candidates.shape)}."
-        )
-    ranks = ranks_among(queries, candidates, torch.arange(len(queries)), block)
-    return {k: ranks.recall(k) for k in ks}
-
-
 def summary(ranks: Ranks, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """The figures of one direction.
 

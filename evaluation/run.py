@@ -66,6 +66,13 @@ def main(args: list[str] | None = None) -> int:
     source = parser.add_argument_group("a source of your own")
     source.add_argument("--image_column", metavar="NAME", help="default: image")
     source.add_argument("--caption_column", nargs="+", metavar="NAME", help="default: caption")
+    source.add_argument(
+        "--image_root", metavar="DIR", help="where paths of images begin; default: --data, or beside the source"
+    )
+    source.add_argument(
+        "--image_access", choices=("root", "local", "any"), default="root",
+        help="images outside it: none, any file of this machine, or any address too; %(default)s",
+    )  # fmt: skip
     source.add_argument("--split", metavar="NAME", help="where there are several")
     classes = parser.add_argument_group("classification")
     classes.add_argument("--class_names", type=Path, metavar="FILE", help="lines of class<TAB>name")
@@ -110,8 +117,17 @@ def run(options: Any, command: str) -> None:
     transformers.utils.logging.disable_progress_bar()
     bootstrap = Bootstrap(options.resamples, options.seed)
     columns = None
-    if options.image_column or options.caption_column or options.split:
-        columns = Columns(options.image_column or "image", options.caption_column or ("caption",), options.split)
+    if (
+        options.image_column
+        or options.caption_column
+        or options.split
+        or options.image_root
+        or options.image_access != "root"
+    ):
+        columns = Columns(
+            options.image_column or "image", options.caption_column or ("caption",), options.split,
+            options.image_root, options.image_access,
+        )  # fmt: skip
     if len({name.lower() for name in options.benchmark}) < len(options.benchmark):
         raise ValueError(f"Name every benchmark once: {', '.join(options.benchmark)}.")
     # Of the classifications; where there is none, retrieval refuses them.
@@ -134,6 +150,7 @@ def run(options: Any, command: str) -> None:
             source, revision, trust_remote_code=options.trust_remote_code, device=options.device,
             dtype=options.dtype, store=FeatureStore(options.cache or options.output / "features"),
             batch_tokens=options.batch_tokens, batch_images=options.batch_images, workers=options.workers,
+            quiet=options.quiet,
         )  # fmt: skip
         models.append(
             Model(name, encoder.revision, encoder.fingerprint, encoder.model_class, encoder.positions, encoder.dtype)
@@ -165,7 +182,8 @@ def run(options: Any, command: str) -> None:
 
 def _write(results: "Results", misses: "list[Miss]", options: Any) -> None:
     from longclip_hf.evaluation.page import write_page
-    from longclip_hf.evaluation.report import markdown_table, write_report
+    from longclip_hf.evaluation.report import write_report
+    from longclip_hf.evaluation.tables import markdown_table
 
     from longclip_hf.results import write_results
 

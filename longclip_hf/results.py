@@ -127,7 +127,7 @@ def read_results(path: Path) -> Results:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultsError(f"{path} could not be read as results: {error}") from error
     return _validated(data, path)
 

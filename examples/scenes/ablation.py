@@ -442,7 +442,7 @@ def draw_sweeps(found: dict[str, dict[int, "Results"]], file: Path) -> None:
 
 
 def _draw_curves(panel: Any, found: Any, rows: list[tuple[str, Row]], benchmark: str, title: str) -> None:
-    from longclip_hf.evaluation.report import COLOURS, LINES
+    from longclip_hf.evaluation.plots import COLOURS, LINES
 
     for number, (label, row) in enumerate(rows):
         if points := curve(found, row, benchmark):
@@ -474,7 +474,7 @@ def _draw(draw: Callable[[Any], None], panels: int, file: Path) -> None:
     import io
 
     import matplotlib.style
-    from longclip_hf.evaluation.report import STYLE
+    from longclip_hf.evaluation.plots import STYLE
     from matplotlib.figure import Figure
 
     with matplotlib.style.context(["default", STYLE]):

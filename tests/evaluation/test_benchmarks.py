@@ -4,6 +4,7 @@ import csv
 import gc
 import io
 import json
+import os
 import pickle
 import re
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from longclip_hf.evaluation.benchmarks import BENCHMARKS, Classification, Column
 from open_clip_stub import NAMES, TEMPLATES, write_open_clip
 from PIL import Image
 
-from longclip_hf.errors import BenchmarkError
+from longclip_hf.errors import BenchmarkError, ImageError
 
 # `datasets` leaves a CSV file open, which Python notices at any later time.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Exception ignored .*\.csv:pytest.PytestUnraisableExceptionWarning")
@@ -587,3 +588,36 @@ def table() -> str:
 def test_importing_costs_nothing() -> None:
     loaded = run_python("import sys, longclip_hf.evaluation.benchmarks; print(*sorted(sys.modules))").split()
     assert not {"torch", "transformers", "numpy", "huggingface_hub", "datasets", "PIL"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("../secret.png", "leads out of the image root"),
+        ("{folder}/secret.png", "leads out of the image root"),
+        ("link.png", "leads out of the image root"),
+        ("http://localhost:1/a.png", "is no file of the data set"),
+        ("file:///etc/passwd", "is no file of the data set"),
+    ],
+)
+def test_images_are_files_of_the_data_set(name: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "secret.png")
+    row = {"image": name.format(folder=tmp_path), "caption": "a"}
+    (tmp_path / "photos" / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    source = str(tmp_path / "photos" / "rows.jsonl")
+    with pytest.raises(BenchmarkError, match=f"Row 0 of .*{said}.*--image_access"):
+        load_benchmark(source)
+    if "://" not in name:
+        found = load_benchmark(source, columns=Columns(image_access="local"))
+        assert found.images[0].read() == b"secret"
+
+
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    """Opening it would wait for ever."""
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "caption": "a"}\n')
+    found = load_benchmark(str(tmp_path / "rows.jsonl"))
+    with pytest.raises(ImageError, match="no regular file"):
+        found.images[0].read()

@@ -1,44 +1,11 @@
-"""Effective length: truncation by hand, the definition on curves worked by hand, and its robustness to noise."""
+"""Effective length: the definition on curves worked by hand, and its robustness to noise."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from longclip_hf.evaluation.effective_length import default_lengths, effective_length, gain_of_longer, truncate_ids
+from longclip_hf.evaluation.effective_length import default_lengths, effective_length, gain_of_longer
 from longclip_hf.evaluation.intervals import bootstrap_interval
 
-START, END = 98, 99
 LENGTHS = [10, 20, 30, 40, 50, 60]
-
-
-class TestTruncation:
-    def test_by_hand(self) -> None:
-        captions = [[START, 1, 2, 3, END], [START, 4, END], [START, 5, 6, END]]
-        assert truncate_ids(captions, 3, END) == [[START, 1, END], [START, 4, END], [START, 5, END]]
-        assert truncate_ids(captions, 4, END) == [[START, 1, 2, END], [START, 4, END], [START, 5, 6, END]]
-        assert truncate_ids(captions, 5, END) == captions
-        assert truncate_ids(captions, 2, END) == [[START, END]] * 3
-
-    @pytest.mark.parametrize("padding", [END, 0])
-    def test_padding_is_left_out(self, padding: int) -> None:
-        """Hugging Face pads with EOT, the original with 0."""
-        padded = [[START, 1, 2, END, padding, padding], [START, 1, END, padding, padding, padding]]
-        assert truncate_ids(padded, 4, END) == [[START, 1, 2, END], [START, 1, END]]
-        assert truncate_ids(torch.tensor(padded).tolist(), 3, END) == [[START, 1, END]] * 2
-
-    @given(words=st.lists(st.integers(0, 50), max_size=30), length=st.integers(2, 40))
-    def test_properties(self, words: list[int], length: int) -> None:
-        caption = [START, *words, END]
-        (kept,) = truncate_ids([caption], length, END)
-        assert len(kept) == min(len(caption), length)
-        assert kept[:-1] == caption[: len(kept) - 1] and kept[-1] == END
-        assert truncate_ids([kept], length, END) == [kept]
-
-    def test_refusals(self) -> None:
-        with pytest.raises(ValueError, match=r"2 of 3 captions have no EOT \(id 99\), .* rows \[0, 2\]"):
-            truncate_ids([[START, 1], [START, END], []], 5, END)
-        with pytest.raises(ValueError, match="from 2 on, got 1"):
-            truncate_ids([[START, END]], 1, END)
 
 
 def test_default_lengths() -> None:

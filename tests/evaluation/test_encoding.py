@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from longclip_hf.evaluation.benchmarks import ImageFile
 from longclip_hf.evaluation.encoding import Encoder
 from longclip_hf.evaluation.feature_store import FeatureStore
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, CLIPModel, CLIPTextModelWithProjection, SiglipConfig, SiglipModel
 
@@ -359,6 +361,25 @@ class TestCheckpoints:
         encoder.trims = True
         assert (encoder.encode_texts(captions).embeds - expected).abs().max() > 1e-2
 
+    @pytest.mark.parametrize("damage", ["hostile", "damaged", "empty"])
+    def test_pickled_weights_run_nothing(
+        self, damage: str, clip_folder: Path, copy_of: Callable[[Path], Path], tmp_path: Path
+    ) -> None:
+        class Hostile:
+            def __reduce__(self) -> tuple[Any, tuple[str]]:
+                return os.system, (f"touch {tmp_path / 'ran'}",)
+
+        folder = copy_of(clip_folder)
+        (folder / "model.safetensors").unlink()
+        if damage == "hostile":
+            torch.save({"logit_scale": Hostile()}, folder / "pytorch_model.bin")
+        else:
+            (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1})[:9] if damage == "damaged" else b"")
+        with pytest.raises(EncodingError, match="cannot be loaded: ") as error:
+            make_encoder(folder)
+        assert "weights_only" not in str(error.value)
+        assert not (tmp_path / "ran").exists()
+
     def test_no_projection(self, clip_folder: Path, tmp_path: Path) -> None:
         CLIPTextModelWithProjection.from_pretrained(clip_folder).save_pretrained(tmp_path / "tower")
         with pytest.raises(
@@ -484,3 +505,19 @@ def test_a_killed_run_goes_on(folder: Path, runs: dict[tuple[int, int], dict[str
     assert run["batches"] == runs[0, 1]["batches"][KILL_AT:]
     assert run["first"] == ({"text": 28 - sum(kept), "image": 10}, {"text": sum(kept), "image": 0})
     assert torch.equal(run["texts"].view(torch.int32), runs[0, 1]["texts"].view(torch.int32))
+
+
+def test_a_name_is_no_markup(clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal the name stands in the progress; `[/]` closes what was never opened, and rich raises."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        "longclip_hf.evaluation.encoding.Console", lambda **_: Console(file=screen, force_terminal=True, width=200)
+    )
+    encoder = make_encoder(clip_folder)
+    encoder.name = "[/] [red]clip"
+    encoder.encode_texts(["a dog"])
+    assert "[/] [red]clip: texts" in screen.getvalue()
+    encoder.quiet = True
+    before = screen.getvalue()
+    encoder.encode_texts(["a cat"])
+    assert screen.getvalue() == before

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from longclip_hf.evaluation.feature_store import FeatureStore
 from safetensors.torch import load_file, save_file
 
+from longclip_hf.errors import FileError
+
 SPACE, OTHER = "a" * 64, "b" * 64
 
 
@@ -139,12 +141,14 @@ def test_what_was_never_finished_is_not_read(tmp_path: Path, caplog: pytest.LogC
 def test_a_full_disk_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(tensors: object, file: Path, metadata: object) -> None:
         file.write_bytes(b"half")
-        raise OSError("no space left")
+        raise OSError("No space left on device")
 
+    fill(FeatureStore(tmp_path), b=2)
+    before = shards(tmp_path)
     monkeypatch.setattr("longclip_hf.evaluation.feature_store.save_file", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(FileError, match=r"cannot be written to .*: No space left.* stays, .* another --cache"):
         fill(FeatureStore(tmp_path), a=1)
-    assert shards(tmp_path) == []
+    assert shards(tmp_path) == before
 
 
 def test_many_write_at_once(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from longclip_hf.evaluation import report
-from longclip_hf.evaluation.report import markdown_table, plots, write_report
+from longclip_hf.evaluation import plots as drawing
+from longclip_hf.evaluation.plots import plots
+from longclip_hf.evaluation.report import write_report
+from longclip_hf.evaluation.tables import markdown_table
 from matplotlib.figure import Figure
 from PIL import Image
 from sample_results import histogram, sample_results
@@ -114,7 +116,7 @@ class TestPlots:
     def test_what_is_drawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Curves, bars and marks hold the numbers of the results."""
         figures: list[Figure] = []
-        monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or b"")
+        monkeypatch.setattr(drawing, "_png", lambda figure: figures.append(figure) or b"")
         made = plots(replace(sample_results(), benchmarks=sample_results().benchmarks[:1]))
         curves, bars, lengths = figures
         upper, lower = curves.axes
@@ -134,7 +136,7 @@ class TestPlots:
 
     def test_the_legend_covers_no_data(self, monkeypatch: pytest.MonkeyPatch) -> None:
         figures: list[Figure] = []
-        monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or b"")
+        monkeypatch.setattr(drawing, "_png", lambda figure: figures.append(figure) or b"")
         plots(grown(sample_results(), 9))
         for figure in figures[:2]:
             figure.draw_without_rendering()
@@ -147,7 +149,7 @@ class TestPlots:
     @pytest.mark.parametrize("name", ["$x^{", "_hidden", "a\\b%"])
     def test_any_name_is_drawn_as_it_is(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         figures: list[Figure] = []
-        monkeypatch.setattr(report, "_png", lambda figure: figures.append(figure) or figure.draw_without_rendering())
+        monkeypatch.setattr(drawing, "_png", lambda figure: figures.append(figure) or figure.draw_without_rendering())
         results = sample_results()
         info, score = replace(results.benchmarks[0], name=name), results.scores[0]
         models, scores = [replace(results.models[0], name=name)], [replace(score, model=name, benchmark=name)]
@@ -171,7 +173,8 @@ class TestPlots:
         code = """
 import sys
 from sample_results import sample_results
-from longclip_hf.evaluation.report import markdown_table, plots
+from longclip_hf.evaluation.plots import plots
+from longclip_hf.evaluation.tables import markdown_table
 markdown_table(sample_results())
 assert "matplotlib" not in sys.modules
 plots(sample_results())

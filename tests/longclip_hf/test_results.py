@@ -149,6 +149,9 @@ def test_no_file_and_no_json(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"format": 1, ')
     with pytest.raises(ResultsError, match=r"half\.json could not be read as results"):
         read_results(tmp_path / "half.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ResultsError, match=r"deep\.json could not be read as results"):
+        read_results(tmp_path / "deep.json")
 
 
 def test_what_would_be_refused_is_not_written(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@
     LongCLIPMetric("classification").compute(image_embeds=..., labels=..., text_embeds=...)
     LongCLIPMetric("effective_length").compute(hits=..., image_of=..., lengths=...)
 
-or, from a checkout and without network, `evaluate.load("evaluation/metrics.py", "retrieval")`. Rows may also come in
-parts, by `add_batch`. `evaluate` keeps them in an Arrow file and gives them back as lists: for features of large
-benchmarks call the functions of `longclip_hf.evaluation.retrieval`, `.classification` and `.effective_length`
+or, from a checkout and without network, `evaluate.load("evaluation/evaluate_metric.py", "retrieval")`. Rows may also
+come in parts, by `add_batch`. `evaluate` keeps them in an Arrow file and gives them back as lists: for features of
+large benchmarks call the functions of `longclip_hf.evaluation.retrieval`, `.classification` and `.effective_length`
 themselves.
 """
 

@@ -8,11 +8,11 @@ import torch
 from conftest import run_python
 from longclip_hf.evaluation.classification import accuracy, class_embeddings, classification_ranks
 from longclip_hf.evaluation.effective_length import effective_length
+from longclip_hf.evaluation.evaluate_metric import FEATURES, LongCLIPMetric
 from longclip_hf.evaluation.intervals import bootstrap_interval
-from longclip_hf.evaluation.metrics import FEATURES, LongCLIPMetric
 from longclip_hf.evaluation.retrieval import retrieval_ranks, summary
 
-FILE = Path(__file__).parents[2] / "evaluation" / "metrics.py"
+FILE = Path(__file__).parents[2] / "evaluation" / "evaluate_metric.py"
 
 
 def features() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

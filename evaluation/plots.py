@@ -1,0 +1,290 @@
+"""Results as plots, at the size of a paper's column."""
+
+import io
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from longclip_hf.evaluation.tables import percent, scores_of, size_of
+
+from longclip_hf.results import (
+    DIRECTIONS,
+    METRICS,
+    BenchmarkInfo,
+    Direction,
+    EffectiveLength,
+    Results,
+    Score,
+    Value,
+    is_share,
+)
+from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+MARKS = (KEEP, CLIP_LENGTH, LENGTH)
+
+# A grey for the reference, then Okabe and Ito's colours, which colour-blind readers tell apart, without their yellow,
+# which is lost on white.
+COLOURS = ("#7F7F7F", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+LINES = ("-", "--", "-.", ":")
+
+MARKERS = "osD^v"
+
+HATCHES = ("", "////", "....")
+
+MARK_COLOUR = "#444444"
+
+COLUMN = 3.4  # inches: one column of a paper
+
+ABREAST = 2  # panels
+
+DPI = 300
+
+STYLE: dict[str, Any] = {
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.0,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid.axis": "y",
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "legend.fontsize": 7.0,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a name is no formula
+    "lines.linewidth": 1.2,
+    "lines.markersize": 5.0,
+    "lines.markeredgewidth": 0.5,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    file: str
+    title: str
+    description: str  # for those who cannot see it
+    png: bytes
+
+
+def colour(results: Results, name: str) -> str:
+    """A model's colour in every plot."""
+    return COLOURS[_place(results, name) % len(COLOURS)]
+
+
+def plots(results: Results) -> list[Plot]:
+    """The plots that there is data for, as PNG files on white, one column of a paper wide for each benchmark.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    made = []
+    curved = [b for b in results.benchmarks if any(s.effective_length for s in scores_of(results, b).values())]
+    if curved:
+        made.append(_plot_effective_length(results, curved))
+    scored = [b for b in results.benchmarks if any(_bars(s) for s in scores_of(results, b).values())]
+    if scored:
+        made.append(_plot_recall(results, scored))
+    counted = [b for b in results.benchmarks if sum(b.lengths)]
+    if counted:
+        made.append(_plot_lengths(counted))
+    return made
+
+
+def _plot_effective_length(results: Results, benchmarks: Sequence[BenchmarkInfo]) -> Plot:
+    handles: dict[str, Any] = {}
+    with _style():
+        figure, grid = _grid(len(benchmarks), rows=len(DIRECTIONS), height=1.55)
+        for info, axes in zip(benchmarks, grid, strict=True):
+            _head(axes[0], info.name, size_of(info), MARKS)
+            for (side, direction), axis in zip(DIRECTIONS.items(), axes, strict=True):
+                for name, score in scores_of(results, info).items():
+                    curve = score.effective_length
+                    if curve and side in curve.recall:
+                        handles[name] = _draw_curve(axis, curve, side, _line(results, name))
+                axis.set_ylabel(f"{direction.lower()}\nR@1 (%)")
+                axis.set_ylim(bottom=0)
+                axis.set_xlim(left=0)
+                _mark(axis, MARKS)
+                axis.tick_params(labelbottom=axis is axes[-1])
+            axes[-1].set_xlabel("tokens kept (markers: effective length)")
+        _legend(figure, handles, len(benchmarks))
+        png = _png(figure)
+    description = (
+        "R@1 when only so many tokens of each caption are kept; markers show the effective lengths; 95 % intervals."
+    )
+    return Plot("effective_length.png", "Effective length", description, png)
+
+
+def _draw_curve(axis: "Axes", curve: EffectiveLength, side: Direction, line: dict[str, Any]) -> Any:
+    """The curve with its intervals; on it, a marker and a bar for the effective length and its interval."""
+    values = curve.recall[side]
+    (drawn,) = axis.plot(curve.lengths, [100 * v.value for v in values], markevery=[], **line)
+    low, high = [100 * v.low for v in values], [100 * v.high for v in values]
+    axis.fill_between(curve.lengths, low, high, color=line["color"], alpha=0.15, linewidth=0)
+    at = curve.effective[side]
+    height = 100 * _interpolate(at.value, curve.lengths, [v.value for v in values])
+    axis.hlines(height, at.low, at.high, color=line["color"], linewidth=2.5, alpha=0.6)
+    axis.plot(at.value, height, color=line["color"], marker=line["marker"], markeredgecolor="white", zorder=3)
+    return drawn
+
+
+def _plot_recall(results: Results, benchmarks: Sequence[BenchmarkInfo]) -> Plot:
+    handles: dict[str, Any] = {}
+    with _style():
+        figure, grid = _grid(len(benchmarks), rows=1, height=1.9)
+        for info, (axis,) in zip(benchmarks, grid, strict=True):
+            _head(axis, info.name, size_of(info))
+            scores = scores_of(results, info)
+            groups = [metric for metric in METRICS if any(metric in _bars(score) for score in scores.values())]
+            # A gap between the directions.
+            places = {metric: i + 0.4 * (metric.startswith("t2i")) for i, metric in enumerate(groups)}
+            width = 0.8 / len(scores)
+            for i, (name, score) in enumerate(scores.items()):
+                for metric, value in _bars(score).items():
+                    x = places[metric] + (i - (len(scores) - 1) / 2) * width
+                    handles[name] = axis.bar(x, 100 * value.value, width * 0.92, **_fill(results, name))
+                    axis.vlines(x, 100 * value.low, 100 * value.high, color="black", linewidth=0.8)
+            axis.set_xticks(list(places.values()), [_bar_label(metric) for metric in groups])
+            axis.tick_params(axis="x", length=0)
+            axis.set_ylim(0, 100)
+            axis.set_ylabel("recall (%)" if info.kind == "retrieval" else "accuracy (%)")
+            middle = sum(places.values()) / len(places)
+            half = max(1.8, max(places.values()) - middle + 0.6)  # no fat bars where there are few
+            axis.set_xlim(middle - half, middle + half)
+            for side, direction in DIRECTIONS.items():
+                at = [place for metric, place in places.items() if metric.startswith(side)]
+                if at:
+                    axis.annotate(direction.lower(), ((at[0] + at[-1]) / 2, 0), (0, -15), textcoords="offset points",
+                                  ha="center", va="top", annotation_clip=False)  # fmt: skip
+        _legend(figure, handles, len(benchmarks))
+        png = _png(figure)
+    description = "The shares of the table, with their 95 % intervals."
+    return Plot("recall.png", "Recall and accuracy", description, png)
+
+
+def _plot_lengths(benchmarks: Sequence[BenchmarkInfo]) -> Plot:
+    facts = []
+    marks = (CLIP_LENGTH, LENGTH)
+    with _style():
+        figure, grid = _grid(len(benchmarks), rows=1, height=1.7)
+        for info, (axis,) in zip(benchmarks, grid, strict=True):
+            longest = max(n for n, count in enumerate(info.lengths) if count)
+            step = next(m * 10**e for e in itertools.count() for m in (1, 2, 5) if m * 10**e * 60 >= longest)
+            starts = range(0, longest + 1, step)
+            counts = [sum(info.lengths[start : start + step]) for start in starts]
+            axis.bar(starts, counts, step, align="edge", color=COLOURS[1], linewidth=0)
+            axis.set_xlim(0, max(longest + step, LENGTH) * 1.02)
+            axis.set_xlabel("tokens, start and end of text included")
+            axis.set_ylabel("captions" if step == 1 else f"captions per {step} tokens")
+            shares = [sum(info.lengths[mark + 1 :]) / sum(info.lengths) for mark in marks]
+            beyond = ", ".join(f"{percent(share)} beyond {mark}" for share, mark in zip(shares, marks, strict=True))
+            _head(axis, info.name, f"n = {sum(info.lengths):,}: {beyond}", marks)
+            _mark(axis, marks)
+            facts.append(f"{info.name}: {beyond}")
+        png = _png(figure)
+    description = "How many captions have how many tokens, and the share beyond each limit. " + "; ".join(facts) + "."
+    return Plot("lengths.png", "Length of the captions", description, png)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Whatever the user's own matplotlib settings are, and without changing them."""
+    try:
+        import matplotlib.style
+    except ImportError as error:
+        raise ImportError('Plots need matplotlib: pip install "longclip-hf[evaluate]".') from error
+    with matplotlib.style.context(["default", STYLE]):
+        yield
+
+
+def _grid(panels: int, rows: int, height: float) -> "tuple[Figure, list[list[Axes]]]":
+    """A figure, and the axes from top to bottom of each panel; panels stand two abreast."""
+    from matplotlib.figure import Figure  # not pyplot: that would set the caller's backend
+
+    across = min(panels, ABREAST)
+    down = math.ceil(panels / across)
+    figure = Figure(figsize=(COLUMN * across, (height * rows + 0.45) * down), layout="constrained")
+    axes = figure.subplots(down * rows, across, squeeze=False)
+    grid = [[axes[i // across * rows + row, i % across] for row in range(rows)] for i in range(down * across)]
+    for axis in (axis for panel in grid[panels:] for axis in panel):
+        axis.remove()
+    return figure, grid[:panels]
+
+
+def _line(results: Results, name: str) -> dict[str, Any]:
+    """How a model's curve is drawn: in its colour of all plots; no two of 28 models share colour and dashes."""
+    i = _place(results, name)
+    return {
+        "color": colour(results, name),
+        "linestyle": LINES[i % len(LINES)],
+        "marker": MARKERS[i % len(MARKERS)],
+    }
+
+
+def _fill(results: Results, name: str) -> dict[str, Any]:
+    i = _place(results, name)
+    return {"color": colour(results, name), "hatch": HATCHES[i // len(COLOURS) % len(HATCHES)]}
+
+
+def _place(results: Results, name: str) -> int:
+    return [model.name for model in results.models].index(name)
+
+
+def _legend(figure: "Figure", handles: dict[str, Any], panels: int) -> None:
+    """Above the panels, where it covers no data."""
+    widest = 0.5 + 0.055 * max(map(len, handles))  # inches
+    columns = max(1, int(COLUMN * min(panels, ABREAST) / widest))
+    figure.set_figheight(figure.get_figheight() + 0.15 * math.ceil(len(handles) / columns))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns)
+
+
+def _head(axis: "Axes", title: str, subtitle: str, marks: Sequence[int] = ()) -> None:
+    """Title, subtitle, and the labels of the marks, each on its line above the axes."""
+    lift = 9 if marks else 0
+    axis.set_title(title, pad=13 + lift)
+    axis.annotate(subtitle, (0, 1), (0, 4 + lift), xycoords="axes fraction", textcoords="offset points", fontsize=7)
+    for mark in marks:
+        axis.annotate(str(mark), (mark, 1), (0, 2), xycoords=axis.get_xaxis_transform(), textcoords="offset points",
+                      ha="center", color=MARK_COLOUR, fontsize=7)  # fmt: skip
+
+
+def _mark(axis: "Axes", places: Sequence[int]) -> None:
+    for place in places:
+        axis.axvline(place, color=MARK_COLOUR, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1.5)
+
+
+def _png(figure: "Figure") -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=DPI)
+    return data.getvalue()
+
+
+def _bars(score: Score) -> dict[str, Value]:
+    """What is comparable on one axis: recalls and accuracies."""
+    return {metric: value for metric, value in score.metrics.items() if is_share(metric) and "map" not in metric}
+
+
+def _bar_label(metric: str) -> str:
+    return METRICS[metric].rpartition(", ")[2].removesuffix(" accuracy")
+
+
+def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    for (x0, y0), (x1, y1) in zip(zip(xs, ys, strict=True), zip(xs[1:], ys[1:], strict=False), strict=False):
+        if x0 <= x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return ys[0] if x < xs[0] else ys[-1]

@@ -1,0 +1,170 @@
+"""Results as tables: of words for the page, and as Markdown whose source reads well too."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from longclip_hf.results import (
+    DIRECTIONS,
+    METRICS,
+    BenchmarkInfo,
+    Direction,
+    EffectiveLength,
+    Results,
+    Score,
+    Value,
+    is_share,
+)
+
+DEFINITIONS = {
+    "R@k": "the share of queries, in percent, whose right answer is among the k most similar by cosine. Image to text "
+    "counts a hit when any caption of the image is among them; text to image asks for the caption's own image.",
+    "Rank": "the place of the best placed right answer; 1 is the best.",
+    "mAP": "over the places of all right answers of a query, the mean of the precision there; averaged over queries.",
+    "Ties": "queries whose right answer is exactly as similar as a wrong one, which counts as ranked before it.",
+    "Top-k": "the share of images whose class is among the k most similar. A class is the mean of its templates' "
+    "normalised features.",
+    "Effective length": "every caption is cut to n tokens, the end of text kept; the smallest n from which "
+    "longer captions bring on average at most one point of R@1. ≥ where R@1 grows up to the last n.",
+    "Captions cut": "captions with more tokens than the model reads, start and end of text included; it saw their "
+    "beginnings only.",
+    "Intervals": "in brackets, 95 %, by bootstrap. A difference is bold where its own (paired) interval excludes 0.",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    interval: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    caption: str
+    columns: list[str]  # models
+    rows: list[tuple[str, list[Cell]]]
+
+
+def markdown_table(results: Results) -> str:
+    """All results as Markdown whose source reads well too: a section for each benchmark, its models side by side."""
+    lines = ["# Evaluation", ""]
+    columns = ("", "Class", "Positions", "Type", "Revision", "Weights")
+    lines += _markdown_rows(
+        columns,
+        [
+            (_code(m.name), m.model_class, str(m.positions), m.dtype, (m.revision or "–")[:12], m.fingerprint[:12])
+            for m in results.models
+        ],
+    )
+    for info in results.benchmarks:
+        lines += ["", f"## {info.name}", "", f"{info.kind.capitalize()}, {size_of(info)}.", ""]
+        for table in tables(results, info):
+            rows = [[label, *map(_markdown_cell, cells)] for label, cells in table.rows]
+            lines += [f"{table.caption}:", "", *_markdown_rows(("", *map(_code, table.columns)), rows), ""]
+        lines += [f"- {text}" for text in notes_of(info)]
+    lines += ["", "## Definitions", "", *(f"- **{name}**: {text}" for name, text in DEFINITIONS.items())]
+    lines += ["", f"{results.date}, {made_with(results)}. Command:", "", f"    {results.command}"]
+    return "\n".join(lines) + "\n"
+
+
+def size_of(info: BenchmarkInfo) -> str:
+    return f"{info.images:,} images, " + (
+        f"{info.captions:,} captions" if info.captions else f"{info.classes} classes"
+    )
+
+
+def notes_of(info: BenchmarkInfo) -> list[str]:
+    """What a reader must know of a benchmark: definition, notes, where the data come from."""
+    source = f"Data: {info.home}, licence {info.licence}, fingerprint {info.fingerprint[:12]}."
+    return [info.definition, *info.notes, source]
+
+
+def made_with(results: Results) -> str:
+    return ", ".join([*(f"{name} {version}" for name, version in results.versions.items()), results.hardware])
+
+
+def tables(results: Results, info: BenchmarkInfo) -> list[Table]:
+    """The scores of a benchmark, and for each reference the differences to it."""
+    scores = scores_of(results, info)
+    names = list(scores)
+    rows = [
+        (METRICS[metric], [_value(score.metrics.get(metric), _number(metric)) for score in scores.values()])
+        for metric in METRICS
+        if any(metric in score.metrics for score in scores.values())
+    ]
+    for side, direction in DIRECTIONS.items():
+        curves = [score.effective_length for score in scores.values()]
+        if any(curve and side in curve.effective for curve in curves):
+            rows.append((f"{direction}, effective length (tokens)", [_effective(curve, side) for curve in curves]))
+    if info.captions or any(score.truncated for score in scores.values()):
+        rows.append(("Captions cut", [Cell(_cut(score.truncated, info)) for score in scores.values()]))
+    if any(score.ties for score in scores.values()):
+        rows.append(("Ties", [Cell(f"{score.ties:,}") for score in scores.values()]))
+    found = [Table("Scores, percent [95 % interval]", names, rows)]
+
+    differences = [d for d in results.differences if d.benchmark == info.name]
+    for reference in dict.fromkeys(d.reference for d in differences):
+        values = {(d.metric, d.model): d.value for d in differences if d.reference == reference}
+        others = [name for name in names if any(name == model for _, model in values)]
+        rows = [
+            (METRICS[metric], [_value(values.get((metric, name)), _number(metric, "+")) for name in others])
+            for metric in METRICS
+            if any(metric == key for key, _ in values)
+        ]
+        found.append(Table(f"Differences to {reference}, percentage points [95 % interval]", others, rows))
+    return [table for table in found if table.columns]
+
+
+def scores_of(results: Results, info: BenchmarkInfo) -> dict[str, Score]:
+    """Of a benchmark, by model, in the models' order."""
+    scores = {score.model: score for score in results.scores if score.benchmark == info.name}
+    return {model.name: scores[model.name] for model in results.models if model.name in scores}
+
+
+def _number(metric: str, sign: str = "") -> Callable[[float], str]:
+    scale = 100 if is_share(metric) else 1
+    return lambda value: f"{scale * value:{sign},.1f}".replace("-", "−")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _effective(curve: EffectiveLength | None, side: Direction) -> Cell:
+    if curve is None or side not in curve.effective:
+        return Cell("–")
+    at = curve.effective[side]
+    still_growing = at.value == curve.lengths[-1]
+    return Cell(f"{'≥ ' * still_growing}{at.value:.0f}", f"[{at.low:.0f}, {at.high:.0f}]")
+
+
+def _value(value: Value | None, number: Callable[[float], str]) -> Cell:
+    if value is None:
+        return Cell("–")
+    excludes_0 = value.low > 0 or value.high < 0
+    is_difference = number(1).startswith("+")
+    return Cell(number(value.value), f"[{number(value.low)}, {number(value.high)}]", is_difference and excludes_0)
+
+
+def _cut(truncated: int, info: BenchmarkInfo) -> str:
+    return f"{truncated:,} ({percent(truncated / info.captions)})" if info.captions else f"{truncated:,}"
+
+
+def _code(name: str) -> str:
+    return f"`{name}`"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"{cell.text} {cell.interval}".strip()
+    return f"**{text}**" if cell.strong else text
+
+
+def _markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table whose columns are aligned in the source too."""
+    cells = [[" ".join(text.split()).replace("|", "\\|") for text in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in cells
+    ]
+    rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""])
+    return [lines[0], rule, *lines[1:]]
