@@ -46,8 +46,9 @@ def _images(pairs: Iterable[tuple[Path, Sequence[str]]]) -> Pairs:
 
 
 def _json(path: Path) -> Any:
+    file = _file(path)
     try:
-        return json.loads(_file(path).read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise BenchmarkError(f"{path} is not JSON: {error}. Download it again.") from error
 
