@@ -6,7 +6,7 @@ export TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo ablation test test-quick test-upstream lint benchmark clean
+.PHONY: demo ablation test test-quick test-oldest test-newest test-upstream lint benchmark constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m examples.demo --output demo-output
@@ -20,6 +20,10 @@ ablation: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/tox run --notest -e lint,tf4,tf5
 	$(BIN)/tox run --skip-pkg-install -e lint,tf4,tf5
+
+# The quick tests on the oldest supported releases, and the whole suite on whatever the registry has today.
+test-oldest test-newest: test-%: $(VENV)/.ready
+	$(BIN)/tox run -e tf4-$*,tf5-$*
 
 # The quick tests in the demo's environment: what to run while working.
 test-quick: $(VENV)/.ready
@@ -36,12 +40,17 @@ lint: $(VENV)/.ready
 benchmark: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.stretch_cost
 
-$(VENV)/.ready: setup.cfg pyproject.toml
+# The releases that all of the above install, resolved anew: constraints/*.txt.
+constraints:
+	$(PYTHON) -m venv .uv
+	.uv/bin/python -m pip install --quiet uv
+	.uv/bin/python constraints/resolve.py
+
+$(VENV)/.ready: setup.cfg pyproject.toml constraints/tf5.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev,train,evaluate]"
+	$(BIN)/python -m pip install --quiet --constraint constraints/tf5.txt "$(TORCH)" --editable ".[dev,train,evaluate]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .tox .upstream demo-output ablation-output build dist *.egg-info
+	rm -rf $(VENV) .uv .tox .upstream demo-output ablation-output build dist *.egg-info

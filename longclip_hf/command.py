@@ -29,7 +29,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        kwargs["allow_abbrev"] = False
+        super().__init__(*args, **kwargs)
         self.add_argument("--version", action="version", version=f"{self.prog} {__version__}")
         self.add_argument("--quiet", action="store_true", help="print errors and nothing else")
 
