@@ -159,7 +159,8 @@ def main(args: list[str] | None = None) -> None:
             result["recall"] = recall_drift(model, work / "onnx", data, options.precision)
             print_recall(result["recall"], data)
     print(
-        f"\n{date.today()}, {platform.machine()}, threads: {report.threads}, opset {report.opset}, {report.versions}"
+        f"\n{date.today()}, {platform.machine()}, threads: {report.threads}, opset {report.opset}, {report.versions}, "
+        f"int8 instructions: {report.instructions}"
     )
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

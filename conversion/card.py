@@ -1,7 +1,5 @@
 """The card of a folder that is published: what is known of how it was made, and no figure but of results files."""
 
-import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,30 +14,24 @@ from longclip_hf.conversion.hub import CARD_RECORD
 
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import read_json
+from longclip_hf.results import DIRECTIONS, METRICS, Model, Results, Score, Value, is_share, read_results
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH
 
-RESULTS_FORMAT = 1  # of evaluation/results.py, which says what a results file holds
 RELATIONS = ("finetune", "merge", "quantized")  # the Hub's words for how a model comes from its base model
 # What training leaves in its folder. A card that was there before no longer says how the weights were made.
 TRACES_OF_TRAINING = (
     "training_args.bin", "trainer_state.json", "optimizer.pt", "all_results.json", "adapters", "checkpoint-*",
 )  # fmt: skip
-# Of results files: key -> how tables call it, and how the Hub's index does.
-METRICS = {
-    **{
-        f"{side}_{key}": (f"{direction}, {name}", metric_type)
-        for side, direction in {"i2t": "Image to text", "t2i": "Text to image"}.items()
-        for key, name, metric_type in (
-            ("r1", "R@1", "recall_at_1"),
-            ("r5", "R@5", "recall_at_5"),
-            ("r10", "R@10", "recall_at_10"),
-            ("map", "mAP", "mean_average_precision"),
-            ("median_rank", "median rank", "median_rank"),
-            ("mean_rank", "mean rank", "mean_rank"),
-        )
-    },
-    "top1": ("Top-1 accuracy", "accuracy"),
-    "top5": ("Top-5 accuracy", "top_5_accuracy"),
+# Metric of a results file, the direction aside -> how the Hub's index calls it.
+_METRIC_TYPES = {
+    "r1": "recall_at_1",
+    "r5": "recall_at_5",
+    "r10": "recall_at_10",
+    "map": "mean_average_precision",
+    "median_rank": "median_rank",
+    "mean_rank": "mean_rank",
+    "top1": "accuracy",
+    "top5": "top_5_accuracy",
 }
 _TASKS = {"retrieval": "image-text-retrieval", "classification": "zero-shot-image-classification"}
 
@@ -256,27 +248,28 @@ def read_evaluations(
     """What results files say of one model.
 
     Args:
-        files: `results.json` of an evaluation, in the format of `evaluation/results.py`.
+        files: `results.json` of an evaluation, in the format of `longclip_hf.results`.
         names: how the model may be called in them.
         positions: that the model has.
         chosen: its name or the fingerprint of its weights in the files, where that is none of `names`.
 
     Raises:
-        ConversionError: for a file of another format, with impossible numbers, in which the model is not found or
-            stands more than once, or that repeats a benchmark of another file.
+        ResultsError: for a file that is not there, of another format, or with impossible numbers.
+        ConversionError: for a file in which the model is not found or stands more than once, or that repeats a
+            benchmark of another file.
     """
     found: dict[str, Evaluation] = {}
     for file in files:
-        results = _read_results(file)
+        results = read_results(file)
         model = _find_model(results, file, names, chosen)
-        if model.integer("positions") != positions:
+        if model.positions != positions:
             raise ConversionError(
-                f"{file}: {model.text('name')} reads {model.integer('positions')} tokens, and the folder {positions}. "
+                f"{file}: {model.name} reads {model.positions} tokens, and the folder {positions}. "
                 "These are the figures of another model."
             )
-        scores = [score for score in results.items("scores") if score.text("model") == model.text("name")]
+        scores = [score for score in results.scores if score.model == model.name]
         if not scores:
-            raise ConversionError(f"{file} has no scores of {model.text('name')}.")
+            raise ConversionError(f"{file} has no scores of {model.name}.")
         for score in scores:
             evaluation = _evaluation(file, results, model, score)
             if evaluation.benchmark in found:
@@ -287,65 +280,15 @@ def read_evaluations(
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class _Object:
-    """An object of a results file, whose fields have the types that they are asked for, or are an error."""
-
-    data: Mapping[str, Any]
-    where: str
-
-    def _get(self, name: str, kind: type | tuple[type, ...], expected: str) -> Any:
-        value = self.data.get(name)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise ConversionError(f"{self.where}.{name} is {value!r:.80}, expected {expected}. Evaluate again.")
-        return value
-
-    def text(self, name: str) -> str:
-        # On one line: it is written into a card.
-        return " ".join(self._get(name, str, "a text").split())
-
-    def integer(self, name: str) -> int:
-        return int(self._get(name, int, "a count"))
-
-    def number(self, name: str) -> float:
-        value = float(self._get(name, (int, float), "a number"))
-        if not math.isfinite(value):
-            raise ConversionError(f"{self.where}.{name} is {value}, and no figure of a card. Evaluate again.")
-        return value
-
-    def object(self, name: str) -> "_Object":
-        return _Object(self._get(name, dict, "an object"), f"{self.where}.{name}")
-
-    def items(self, name: str) -> list["_Object"]:
-        values = self._get(name, list, "a list")
-        if not all(isinstance(value, dict) for value in values):
-            raise ConversionError(f"{self.where}.{name} holds something else than objects. Evaluate again.")
-        return [_Object(value, f"{self.where}.{name}[{number}]") for number, value in enumerate(values)]
-
-
-def _read_results(file: Path) -> _Object:
-    if not file.is_file():
-        raise ConversionError(f"{file}: no such results file. It is written by evaluation/run.py.")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConversionError(f"{file} is no results file: {error}.") from error
-    found = data.get("format") if isinstance(data, dict) else None
-    if found != RESULTS_FORMAT:
-        raise ConversionError(f"{file}: its format is {found!r}, and {RESULTS_FORMAT} is read. Evaluate again.")
-    return _Object(data, str(file))
-
-
-def _find_model(results: _Object, file: Path, names: Sequence[str], chosen: str | None) -> _Object:
-    models = results.items("models")
+def _find_model(results: Results, file: Path, names: Sequence[str], chosen: str | None) -> Model:
     wanted = list(names) if chosen is None else [chosen]
     matches = [
         model
-        for model in models
-        if model.text("name") in wanted or (chosen is not None and model.text("fingerprint") == chosen)
+        for model in results.models
+        if model.name in wanted or (chosen is not None and model.fingerprint == chosen)
     ]
     if len(matches) != 1:
-        there = ", ".join(f"{model.text('name')} ({model.text('fingerprint')[:12]})" for model in models)
+        there = ", ".join(f"{model.name} ({model.fingerprint[:12]})" for model in results.models)
         raise ConversionError(
             f"{file}: {len(matches)} of its models are {' or '.join(wanted)}. It has {there}: say which one with "
             "--results-model NAME or its whole fingerprint."
@@ -353,62 +296,55 @@ def _find_model(results: _Object, file: Path, names: Sequence[str], chosen: str 
     return matches[0]
 
 
-def _evaluation(file: Path, results: _Object, model: _Object, score: _Object) -> Evaluation:
-    name = score.text("benchmark")
-    benchmark = next((item for item in results.items("benchmarks") if item.text("name") == name), None)
-    if benchmark is None or benchmark.text("kind") not in _TASKS:
-        raise ConversionError(f"{score.where} is on {name!r}, of which {file} does not say what it is.")
-    metrics = score.object("metrics")
-    if unknown := [key for key in metrics.data if key not in METRICS]:
-        raise ConversionError(f"{metrics.where} has the unknown {', '.join(unknown)}. Evaluate again.")
-    measures = [_measure(metrics.object(key), key) for key in METRICS if key in metrics.data]
-    rows = [(METRICS[measure.key][0], str(measure)) for measure in measures]
-    if score.data.get("effective_length") is not None:
-        effective = score.object("effective_length").object("effective")
-        for side, direction in (("i2t", "Image to text"), ("t2i", "Text to image")):
-            if side in effective.data:
-                value, low, high = (effective.object(side).number(part) for part in ("value", "low", "high"))
-                rows.append((f"{direction}, effective length in tokens", f"{value:.0f} [{low:.0f}, {high:.0f}]"))
-    counted = "captions" if benchmark.text("kind") == "retrieval" else "classes"
+def _evaluation(file: Path, results: Results, model: Model, score: Score) -> Evaluation:
+    benchmark = next(info for info in results.benchmarks if info.name == score.benchmark)
+    # In the order of the tables.
+    measures = [_measure(score.metrics[key], key) for key in METRICS if key in score.metrics]
+    rows = [(METRICS[measure.key], str(measure)) for measure in measures]
+    if score.effective_length is not None:
+        for side, direction in DIRECTIONS.items():
+            if (tokens := score.effective_length.effective.get(side)) is not None:
+                shown = f"{tokens.value:.0f} [{tokens.low:.0f}, {tokens.high:.0f}]"
+                rows.append((f"{direction}, effective length in tokens", shown))
+    counted = "captions" if benchmark.kind == "retrieval" else "classes"
     if counted == "captions":
-        rows.append(("Captions cut at the model's length", f"{score.integer('truncated'):,}"))
-    if score.integer("ties"):
-        rows.append(("Ties, counted against the model", f"{score.integer('ties'):,}"))
-    notes = benchmark.data.get("notes", [])
-    versions = results.object("versions")
+        rows.append(("Captions cut at the model's length", f"{score.truncated:,}"))
+    if score.ties:
+        rows.append(("Ties, counted against the model", f"{score.ties:,}"))
     return Evaluation(
         file=file,
-        benchmark=name,
-        kind=benchmark.text("kind"),
-        definition=benchmark.text("definition").rstrip(".") + ".",
-        size=f"{benchmark.integer('images'):,} images, {benchmark.integer(counted):,} {counted}",
-        home=benchmark.text("home"),
-        licence=benchmark.text("licence"),
-        data_fingerprint=benchmark.text("fingerprint"),
-        notes=[" ".join(str(note).split()) for note in notes],
-        model=model.text("name"),
-        revision=None if model.data.get("revision") is None else model.text("revision"),
-        fingerprint=model.text("fingerprint"),
-        dtype=model.text("dtype"),
-        date=results.text("date"),
-        versions=", ".join(f"{name} {versions.text(name)}" for name in versions.data),
-        hardware=results.text("hardware"),
+        benchmark=_on_one_line(benchmark.name),
+        kind=benchmark.kind,
+        definition=_on_one_line(benchmark.definition).rstrip(".") + ".",
+        size=f"{benchmark.images:,} images, {getattr(benchmark, counted):,} {counted}",
+        home=_on_one_line(benchmark.home),
+        licence=_on_one_line(benchmark.licence),
+        data_fingerprint=_on_one_line(benchmark.fingerprint),
+        notes=[_on_one_line(note) for note in benchmark.notes],
+        model=_on_one_line(model.name),
+        revision=None if model.revision is None else _on_one_line(model.revision),
+        fingerprint=_on_one_line(model.fingerprint),
+        dtype=_on_one_line(model.dtype),
+        date=_on_one_line(results.date),
+        versions=", ".join(_on_one_line(f"{name} {version}") for name, version in results.versions.items()),
+        hardware=_on_one_line(results.hardware),
         measures=measures,
         rows=rows,
     )
 
 
-def _measure(value: _Object, key: str) -> Measure:
-    value_low_high = tuple(value.number(part) for part in ("value", "low", "high"))
-    number, low, high = value_low_high
-    is_rank = key.endswith("_rank")
-    if low > high or (
-        min(value_low_high) < 1 if is_rank else not 0 <= min(value_low_high) <= max(value_low_high) <= 1
-    ):
-        expected = "a rank from 1" if is_rank else "a share within 0 ... 1"
-        raise ConversionError(f"{value.where} is {number} [{low}, {high}], expected {expected} with its interval.")
-    scale = 1 if is_rank else 100
-    return Measure(key, *(round(scale * part, 4) for part in value_low_high))
+def _on_one_line(text: str) -> str:
+    """As texts of results are written into a card."""
+    return " ".join(text.split())
+
+
+def _measure(value: Value, key: str) -> Measure:
+    scale = 100 if is_share(key) else 1
+    return Measure(key, *(round(scale * part, 4) for part in (value.value, value.low, value.high)))
+
+
+def _metric_type(metric: str) -> str:
+    return _METRIC_TYPES[metric.removeprefix("i2t_").removeprefix("t2i_")]
 
 
 def _index(evaluation: Evaluation) -> list[EvalResult]:
@@ -418,8 +354,8 @@ def _index(evaluation: Evaluation) -> list[EvalResult]:
             dataset_type=evaluation.benchmark.lower().replace(" ", "-"),
             dataset_name=evaluation.benchmark,
             dataset_args={"definition": evaluation.definition, "fingerprint": evaluation.data_fingerprint},
-            metric_type=METRICS[measure.key][1],
-            metric_name=METRICS[measure.key][0],
+            metric_type=_metric_type(measure.key),
+            metric_name=METRICS[measure.key],
             metric_value=measure.value,
             metric_args={"interval_95": [measure.low, measure.high]},
         )

@@ -7,7 +7,8 @@ The folder holds a text tower (input_ids -> text_embeds) and an image tower (pix
 precision, for batches of any size and texts of any length that the checkpoint reads, and the tokenizer and image
 settings beside them: nothing else is needed. The features are not normalised. Before the command ends, the files are
 compared with torch: fp32 agrees to 1e-4, and the drift of fp16 and int8 is measured. A table and export.json say how
-far they are, how large, and how fast on this machine, with as many threads as torch uses (OMP_NUM_THREADS).
+far they are, how large, and how fast on this machine, with as many threads as torch uses (OMP_NUM_THREADS), and which
+instructions for int8 its processor has.
 """
 
 import sys
@@ -53,7 +54,7 @@ cosines.
 
 Compared with torch {{ versions.torch }} in float32, on built-in texts and images. Milliseconds are for one text of
 {{ length }} tokens or one image, {{ threads }} thread{{ "s" if threads > 1 }}, onnxruntime {{ versions.onnxruntime }},
-opset {{ opset }}.
+opset {{ opset }}. Instructions for int8 of that processor: {{ instructions }}.
 
 | file | MB | ms | torch ms | largest difference | of unit features | smallest cosine |
 |---|---|---|---|---|---|---|
@@ -99,6 +100,7 @@ class ExportReport:
         logit_scale: what cosines are multiplied with before a softmax.
         opset: of the files.
         threads: that the times were taken with.
+        instructions: for int8 products, of the processor that the files were compared on; or `"unknown"`.
         versions: of torch, onnx and onnxruntime.
         torch_milliseconds: of torch in float32, by tower.
         files: the towers, by precision.
@@ -111,6 +113,7 @@ class ExportReport:
     logit_scale: float
     opset: int
     threads: int
+    instructions: str
     versions: dict[str, str]
     torch_milliseconds: dict[str, float]
     files: list[ExportedFile]
@@ -209,12 +212,18 @@ def export(
                 for file in _parts(work / FOLDER / f"{tower.file_name}.onnx"):
                     file.unlink()
         report = ExportReport(
-            checkpoint.folder.resolve().name if Path(source).expanduser().exists() else source,
-            length, vision.image_size, checkpoint.config.projection_dim, model.logit_scale.exp().item(), opset,
-            torch.get_num_threads(),
-            {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
-            torch_milliseconds, files,
-        )  # fmt: skip
+            source=checkpoint.folder.resolve().name if Path(source).expanduser().exists() else source,
+            length=length,
+            image_size=vision.image_size,
+            projection_dim=checkpoint.config.projection_dim,
+            logit_scale=model.logit_scale.exp().item(),
+            opset=opset,
+            threads=torch.get_num_threads(),
+            instructions=towers.int8_instructions(),
+            versions={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+            torch_milliseconds=torch_milliseconds,
+            files=files,
+        )
         write_json(work / RECORD, asdict(report))
         _write_card(work, checkpoint, report)
     return report
@@ -324,6 +333,7 @@ def _print_report(console: Any, report: ExportReport, output: Path) -> None:
         table.add_row(*row)
     console.print(table)
     console.print(
+        f"Compared on a processor with these int8 instructions: {report.instructions}.\n"
         f"{output} holds everything that onnxruntime needs (opset {report.opset}); texts have up to {report.length} "
         f"tokens.\nThe same figures stand in {output / RECORD}; docs/export.md shows how to use it without torch.",
         soft_wrap=True,

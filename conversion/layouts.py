@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from longclip_hf.conversion import key_map
 from longclip_hf.conversion.checkpoint import download
+from longclip_hf.conversion.open_clip_config import OPEN_CLIP_CONFIG, check_sizes, read_open_clip_config
 from longclip_hf.conversion.tensors import as_stored, load_torch, read_safetensors
 from transformers import CLIPConfig, CLIPModel
 
 from longclip_hf.errors import ConversionError
-from longclip_hf.files import inside, load_json
+from longclip_hf.files import inside
 from modeling_longclip.defaults import CLIP_LENGTH
 
 TABLE = "positional_embedding"
 TRAINED_TABLE = "positional_embedding_res"  # Long-CLIP's second one: the rows after the kept ones
-OPEN_CLIP_CONFIG = "open_clip_config.json"
 # What OpenAI's checkpoints hold beside their weights.
 _SCALARS = ("input_resolution", "context_length", "vocab_size")
 # Heads of OpenCLIP's image towers that are not width / 64 each, by width, layers and patch.
@@ -31,20 +31,6 @@ _VISION_HEADS = {
     (1792, 56, 14): 16,  # e
 }
 HEAD_WIDTH = 64  # OpenAI's rule
-# Settings of OpenCLIP that are CLIP's own, and one that counts in training only. Others make another model.
-_CLIPS_OWN = (
-    ("pool_type", "tok"),
-    ("pool_type", "argmax"),
-    ("pos_embed_type", "learnable"),
-    ("proj_type", "linear"),
-)
-_TRAINING_ONLY = ("patch_dropout", "init_logit_scale")
-_READ = {
-    "model_cfg": ("embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg"),
-    "vision_cfg": ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"),
-    "text_cfg": ("context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio"),
-}
-_INTERPOLATIONS = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers, which Hugging Face writes
 
 
 @dataclass(frozen=True)
@@ -96,9 +82,14 @@ def read_original(source: str, file_name: str | None = None, revision: str | Non
     open_clip = inside(file.parent, OPEN_CLIP_CONFIG)
     name = source if file_name is None else f"{source}/{file_name}"
     return Original(
-        name, file, tensors, _read_object(open_clip) if open_clip.is_file() else None,
-        TRAINED_TABLE in tensors, bool(scalars), left_out + scalars,
-    )  # fmt: skip
+        source=name,
+        file=file,
+        tensors=tensors,
+        open_clip=read_open_clip_config(open_clip) if open_clip.is_file() else None,
+        two_tables=TRAINED_TABLE in tensors,
+        openai=bool(scalars),
+        left_out=left_out + scalars,
+    )
 
 
 def merge_tables(tensors: Mapping[str, torch.Tensor], keep: int) -> dict[str, torch.Tensor]:
@@ -183,7 +174,8 @@ def clip_config(original: Original, activation: str | None = None, vision_heads:
 
     model_cfg: dict[str, Any] = {}
     if original.open_clip is not None:
-        model_cfg = _check_open_clip(original, text, vision, projection_dim)
+        check_sizes(original.source, original.open_clip, text, vision, projection_dim)
+        model_cfg = original.open_clip["model_cfg"]
     text["num_attention_heads"] = _text_heads(original, text["hidden_size"], model_cfg)
     vision["num_attention_heads"] = _vision_heads(original, vision, model_cfg, vision_heads)
     text["hidden_act"] = vision["hidden_act"] = _activation(original, model_cfg, activation)
@@ -202,85 +194,6 @@ def clip_config(original: Original, activation: str | None = None, vision_heads:
     if complaints:
         raise ConversionError(f"{original.source}: the shapes make no CLIP: {key_map.shortened(complaints)}.")
     return config
-
-
-def image_settings(base: Mapping[str, Any], side: int, open_clip: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`preprocessor_config.json` of a tower for images of `side` pixels.
-
-    Args:
-        base: that of the base model, whose mean, std and resampling count where OpenCLIP's configuration is silent.
-        side: in pixels, of the square that the image tower sees.
-        open_clip: OpenCLIP's configuration, if there is one.
-
-    Raises:
-        ConversionError: for preprocessing that CLIP's image processor has not.
-    """
-    theirs = (open_clip or {}).get("preprocess_cfg") or {}
-    resize = theirs.get("resize_mode", "shortest")
-    square = {"height": side, "width": side}
-    sizes = {
-        "shortest": {"size": {"shortest_edge": side}, "do_center_crop": True},
-        "squash": {"size": square, "do_center_crop": False},
-    }
-    if resize not in sizes:
-        raise ConversionError(f"{OPEN_CLIP_CONFIG} resizes by {resize!r}; known are {', '.join(sizes)}.")
-    settings = dict(base) | sizes[resize] | {"crop_size": square}
-    for name, ours in (("mean", "image_mean"), ("std", "image_std")):
-        if name in theirs:
-            settings[ours] = theirs[name]
-    if "interpolation" in theirs:
-        if theirs["interpolation"] not in _INTERPOLATIONS:
-            raise ConversionError(
-                f"{OPEN_CLIP_CONFIG} resizes by {theirs['interpolation']!r}; known are {', '.join(_INTERPOLATIONS)}."
-            )
-        settings["resample"] = _INTERPOLATIONS[theirs["interpolation"]]
-    return settings
-
-
-def open_clip_config(config: CLIPConfig, images: Mapping[str, Any]) -> dict[str, Any]:
-    """`open_clip_config.json` of a CLIP that Hugging Face's configurations describe; the inverse of `clip_config`.
-
-    Raises:
-        ConversionError: if the two towers have different activations, or one that OpenCLIP has not, or `images`
-            (`preprocessor_config.json`) are not complete.
-    """
-    text, vision = config.text_config, config.vision_config
-    activations = {text.hidden_act, vision.hidden_act}
-    if len(activations) > 1 or not activations <= {"quick_gelu", "gelu"}:
-        raise ConversionError(f"OpenCLIP has quick_gelu or gelu in both towers, not {', '.join(sorted(activations))}.")
-    missing = {"image_mean", "image_std", "resample", "size"} - images.keys()
-    names = {number: name for name, number in _INTERPOLATIONS.items()}
-    if missing or images["resample"] not in names:
-        raise ConversionError(f"preprocessor_config.json lacks {', '.join(sorted(missing)) or 'a known resampling'}.")
-    squashed = isinstance(images["size"], Mapping) and "shortest_edge" not in images["size"]
-    return {
-        "model_cfg": {
-            "embed_dim": config.projection_dim,
-            "quick_gelu": activations == {"quick_gelu"},
-            "vision_cfg": {
-                "image_size": vision.image_size,
-                "layers": vision.num_hidden_layers,
-                "width": vision.hidden_size,
-                "head_width": vision.hidden_size // vision.num_attention_heads,
-                "mlp_ratio": _ratio(vision),
-                "patch_size": vision.patch_size,
-            },
-            "text_cfg": {
-                "context_length": text.max_position_embeddings,
-                "vocab_size": text.vocab_size,
-                "width": text.hidden_size,
-                "heads": text.num_attention_heads,
-                "layers": text.num_hidden_layers,
-                "mlp_ratio": _ratio(text),
-            },
-        },
-        "preprocess_cfg": {
-            "mean": images["image_mean"],
-            "std": images["image_std"],
-            "interpolation": names[images["resample"]],
-            "resize_mode": "squash" if squashed else "shortest",
-        },
-    }
 
 
 def _find(source: str, file_name: str | None, revision: str | None) -> Path:
@@ -318,16 +231,6 @@ def _plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return plain
 
 
-def _read_object(file: Path) -> dict[str, Any]:
-    value = load_json(file)
-    model_cfg = value.get("model_cfg") if isinstance(value, dict) else None
-    if not isinstance(model_cfg, dict) or not all(
-        isinstance(part, dict) for part in (model_cfg, *map(model_cfg.get, ("vision_cfg", "text_cfg")))
-    ):
-        raise ConversionError(f"{file} has no model_cfg with vision_cfg and text_cfg: it is not OpenCLIP's.")
-    return value
-
-
 def _shape(original: Original, name: str, dimensions: int) -> tuple[int, ...]:
     shape = tuple(original.tensors[name].shape)
     if len(shape) != dimensions:
@@ -343,46 +246,6 @@ def _tower(original: Original, blocks: str) -> dict[str, Any]:
     }
 
 
-def _check_open_clip(
-    original: Original, text: Mapping[str, Any], vision: Mapping[str, Any], projection_dim: int
-) -> dict[str, Any]:
-    """OpenCLIP's `model_cfg`, which says what the tensors say, and nothing that CLIP has not."""
-    model_cfg = original.open_clip["model_cfg"] if original.open_clip else {}
-    parts = {"model_cfg": model_cfg} | {name: model_cfg.get(name) or {} for name in ("vision_cfg", "text_cfg")}
-    foreign = [
-        f"{part}.{name} = {value!r}"
-        for part, settings in parts.items()
-        for name, value in settings.items()
-        if value and name not in (*_READ[part], *_TRAINING_ONLY) and (name, value) not in _CLIPS_OWN
-    ]
-    if foreign:
-        raise ConversionError(f"{OPEN_CLIP_CONFIG} asks for what CLIP has not: {key_map.shortened(foreign)}.")
-    found = {
-        "model_cfg": {"embed_dim": projection_dim},
-        "vision_cfg": {
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "width": vision["hidden_size"],
-            "layers": vision["num_hidden_layers"],
-        },
-        "text_cfg": {
-            "context_length": text["max_position_embeddings"],
-            "vocab_size": text["vocab_size"],
-            "width": text["hidden_size"],
-            "layers": text["num_hidden_layers"],
-        },
-    }
-    different = [
-        f"{part}.{name} = {parts[part][name]}, and the tensors say {value}"
-        for part, values in found.items()
-        for name, value in values.items()
-        if name in parts[part] and parts[part][name] not in (value, [value, value])
-    ]
-    if different:
-        raise ConversionError(f"{OPEN_CLIP_CONFIG} is not that of {original.source}: {key_map.shortened(different)}.")
-    return model_cfg
-
-
 def _text_heads(original: Original, width: int, model_cfg: Mapping[str, Any]) -> int:
     heads = (model_cfg.get("text_cfg") or {}).get("heads") or width / HEAD_WIDTH
     return _dividing(original, "text", width, heads)
@@ -393,7 +256,7 @@ def _vision_heads(
 ) -> int:
     width = vision["hidden_size"]
     if model_cfg:
-        head_width = (model_cfg.get("vision_cfg") or {}).get("head_width", HEAD_WIDTH)
+        head_width = (model_cfg.get("vision_cfg") or {}).get("head_width") or HEAD_WIDTH
         heads = _dividing(original, "image", width, width / head_width)
         if named not in (None, heads):
             raise ConversionError(f"--vision-heads {named}, and {OPEN_CLIP_CONFIG} says {heads}. Leave it out.")
@@ -435,9 +298,3 @@ def _activation(original: Original, model_cfg: Mapping[str, Any], named: str | N
     if named is not None and known not in (None, named):
         raise ConversionError(f"--activation {named}, and {original.source} has {known}. Leave it out.")
     return known or str(named)
-
-
-def _ratio(tower: Any) -> float:
-    """`mlp_ratio`, rounded up to where OpenCLIP's `int(width * mlp_ratio)` is the right width."""
-    exact = tower.intermediate_size / tower.hidden_size
-    return exact if int(tower.hidden_size * exact) == tower.intermediate_size else math.ceil(exact * 1e4) / 1e4

@@ -14,24 +14,24 @@ tensor of the file has its place, or the command says which has none. What was w
 by bit before the command ends.
 """
 
+import shutil
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longclip_hf.conversion.conversions import LAYOUTS, ConversionReport
+
 from longclip_hf.command import CommandParser, consoles, guarded, print_proofs
 from longclip_hf.errors import ConversionError
-from longclip_hf.files import new_file, new_folder, read_json, write_json
+from longclip_hf.files import new_folder, read_json, write_json
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP
 
 if TYPE_CHECKING:
-    import torch
     from longclip_hf.conversion.layouts import Original
     from transformers import CLIPConfig
 
-LAYOUTS = ("original", "open_clip")
 PRECISIONS = ("exact", "as-released")
 ACTIVATIONS = ("quick_gelu", "gelu")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -53,17 +53,6 @@ BASES = {
     (1408, 14, 224): "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
     (1664, 14, 224): "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
 }
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """What a conversion did: facts about the result and proofs, in words, by name; what to do with it next."""
-
-    output: Path
-    facts: dict[str, str]
-    proofs: dict[str, str]
-    advice: str
-    left_out: list[str] = field(default_factory=list)
 
 
 def convert(
@@ -105,6 +94,7 @@ def convert(
     import torch
     from longclip_hf.conversion import folder, key_map, layouts, parity
     from longclip_hf.conversion.checkpoint import find_folder, read_checkpoint
+    from longclip_hf.conversion.open_clip_config import image_settings
     from longclip_hf.conversion.tensors import as_stored, read_safetensors, write_safetensors
 
     from modeling_longclip import LongCLIPConfig
@@ -154,7 +144,7 @@ def convert(
         folder.write_image_processor(work, processor_folder, processor)
         settings = work / "preprocessor_config.json"
         side = config.vision_config.image_size
-        write_json(settings, layouts.image_settings(read_json(settings), side, original.open_clip))
+        write_json(settings, image_settings(read_json(settings), side, original.open_clip))
         folder.write_config(work, config, "CLIPModel", dict(AUTO_MAP) if is_long else None)
         if is_long:
             folder.write_code(work)
@@ -180,15 +170,17 @@ def convert(
             )
         if is_long:
             repository = source if file_name is not None and not Path(source).expanduser().exists() else None
-            license_ = _write_card(work, original, repository, config, precision, dtype, proofs)
+            license_ = _write_card(
+                work, original, repository=repository, config=config, precision=precision, dtype=dtype, proofs=proofs
+            )
         else:
             license_ = _carry_card(work, original)
         size = sum(file.stat().st_size for file in work.iterdir())
     text, vision = config.text_config, config.vision_config
     layout = "Long-CLIP's two tables" if two_tables else "OpenCLIP's" if original.open_clip else "one table"
     return ConversionReport(
-        output,
-        {
+        output=output,
+        facts={
             "source": f"{original.source} ({layout})",
             "output": str(output),
             "positions": f"{length}, {keep} kept" if is_long else f"{length}",
@@ -201,81 +193,12 @@ def convert(
             "size": f"{size / 1e6:,.1f} MB",
             "seconds": f"{time.perf_counter() - began:.2f}",
         },
-        proofs,
-        f"Load it with AutoModel.from_pretrained({str(output)!r}, trust_remote_code=True), or as plain CLIP."
+        proofs=proofs,
+        advice=f"Load it with AutoModel.from_pretrained({str(output)!r}, trust_remote_code=True), or as plain CLIP."
         if is_long
         else f"It is a plain CLIP of {length} positions. Stretch it: python conversion/stretch.py {output}",
-        original.left_out,
+        left_out=original.left_out,
     )
-
-
-def convert_back(
-    source: str, output: Path | str, layout: str, *, revision: str | None = None, overwrite: bool = False
-) -> ConversionReport:
-    """Writes a folder in Hugging Face's layout in another one; the inverse of `convert`, to the last bit.
-
-    Args:
-        source: a Hub id or folder with both towers of a CLIP or Long-CLIP.
-        output: the new file for `"original"`: both tables of Long-CLIP (or OpenAI's one, for 77 positions), as the
-            released code loads it. The new folder for `"open_clip"`: `open_clip_model.safetensors` with one table, and
-            `open_clip_config.json`. It appears whole or not at all.
-        layout: `"original"` or `"open_clip"`.
-        revision: branch, tag or commit of a Hub id.
-        overwrite: replace an existing `output`.
-
-    Raises:
-        ConversionError: for whatever a user can mend; nothing is left behind.
-        ProofError: if what was written is not what was meant; nothing is left behind.
-    """
-    import torch
-    from longclip_hf.conversion import key_map, layouts
-    from longclip_hf.conversion.checkpoint import read_checkpoint
-    from longclip_hf.conversion.tensors import as_stored, load_torch, read_safetensors, write_safetensors
-
-    if layout not in LAYOUTS:
-        raise ConversionError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
-    output = Path(output)
-    began = time.perf_counter()
-    checkpoint = read_checkpoint(source, revision, stretched=True)
-    if not checkpoint.has_image_tower:
-        raise ConversionError(f"{source} is a text tower alone, and the other layouts hold both towers.")
-    if output.resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
-        raise ConversionError(f"{output} is or holds the source {source}, which stays. Name another --output.")
-    tensors = key_map.to_original({name: tensor.load() for name, tensor in checkpoint.tensors.items()})
-    length = checkpoint.text_config.max_position_embeddings
-    if layout == "original":
-        _check_released_code(source, checkpoint.config)
-        if length > CLIP_LENGTH:
-            # Each a table of its own in memory, or torch would write them as one. The rows of the one that are read
-            # from the other are those of the other.
-            tensors[layouts.TRAINED_TABLE] = tensors[layouts.TABLE].clone()
-        nbytes = sum(tensor.nbytes for tensor in tensors.values()) + 1_000_000
-        with new_file(output, nbytes, overwrite) as file:
-            torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-            written = {name: tensor.load() for name, tensor in as_stored(file, load_torch(file)).items()}
-            proof = _prove_back(written, checkpoint.tensors, file)
-        size = output.stat().st_size
-        advice = f"The released code loads it: longclip.load({str(output)!r})."
-    else:
-        images = read_json(checkpoint.folder / "preprocessor_config.json")
-        config = layouts.open_clip_config(checkpoint.config, images)
-        with new_folder(output, checkpoint.nbytes() + 1_000_000, overwrite, layouts.OPEN_CLIP_CONFIG) as work:
-            write_json(work / layouts.OPEN_CLIP_CONFIG, config)
-            write_safetensors(work / "open_clip_model.safetensors", tensors)
-            written = {
-                name: tensor.load() for name, tensor in read_safetensors(work / "open_clip_model.safetensors").items()
-            }
-            proof = _prove_back(written, checkpoint.tensors, work)
-            size = sum(file.stat().st_size for file in work.iterdir())
-        advice = f"OpenCLIP loads it: open_clip.create_model_and_transforms('local-dir:{output}')."
-    facts = {
-        "source": source,
-        "output": f"{output} ({layout})",
-        "positions": f"{length}" + (", in both tables" if layouts.TRAINED_TABLE in tensors else ""),
-        "size": f"{size / 1e6:,.1f} MB",
-        "seconds": f"{time.perf_counter() - began:.2f}",
-    }
-    return ConversionReport(output, facts, {"values": proof}, advice)
 
 
 def _check_options(
@@ -309,7 +232,6 @@ def _check_options(
 
 
 def _base(source: str, config: "CLIPConfig") -> str:
-
     vision = config.vision_config
     base = BASES.get((vision.hidden_size, vision.patch_size, vision.image_size))
     if base is None:
@@ -321,37 +243,10 @@ def _base(source: str, config: "CLIPConfig") -> str:
     return base
 
 
-def _prove_back(written: "Mapping[str, torch.Tensor]", source: Mapping[str, Any], file: Path) -> str:
-    """What was written in another layout is the `source` again when it is read as `convert` does."""
-    from longclip_hf.conversion import key_map, layouts, parity
-    from longclip_hf.conversion.tensors import as_stored
-
-    merged = layouts.merge_tables(written, KEEP) if layouts.TRAINED_TABLE in written else written
-    return parity.prove_same_tensors(as_stored(file, key_map.to_ours(merged)), source) + ", renamed back"
-
-
-def _check_released_code(source: str, config: "CLIPConfig") -> None:
-    """The original's layout says neither heads nor activation, so only its own can be written in it."""
-    from longclip_hf.conversion.layouts import HEAD_WIDTH
-
-    found = []
-    for name, tower in (("text", config.text_config), ("image", config.vision_config)):
-        if tower.num_attention_heads * HEAD_WIDTH != tower.hidden_size:
-            found.append(
-                f"{tower.num_attention_heads} {name} heads at width {tower.hidden_size}, not width / {HEAD_WIDTH}"
-            )
-        if tower.hidden_act != "quick_gelu":
-            found.append(f"{tower.hidden_act} in the {name} tower, not quick_gelu")
-    if found:
-        raise ConversionError(
-            f"{source} has {'; '.join(found)}: the original's layout cannot say that, and its code would compute "
-            "something else. Use --to open_clip."
-        )
-
-
 def _write_card(
     work: Path,
     original: "Original",
+    *,
     repository: str | None,
     config: Any,
     precision: str,
@@ -396,8 +291,6 @@ def _write_card(
 
 def _carry_card(work: Path, original: "Original") -> str | None:
     """The source's own card, for a plain CLIP: what stretches it reads the licence there. Returns the licence."""
-    import shutil
-
     from longclip_hf.conversion.checkpoint import stated_license
 
     card = original.file.with_name("README.md")
@@ -452,6 +345,8 @@ def main(args: list[str] | None = None) -> int:
                 raise ConversionError(
                     f"--to {options.to} takes no {', '.join(given)}: a folder says all that is needed."
                 )
+            from longclip_hf.conversion.back import convert_back
+
             report = convert_back(options.source, options.output, options.to, **common)
         else:
             report = convert(

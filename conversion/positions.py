@@ -5,6 +5,7 @@ import torch
 from modeling_longclip.defaults import KEEP, RATIO
 
 ARITHMETICS = {"float32": torch.float32, "float16": torch.float16}
+LONGEST = 2**16  # rows: attention to more is out of reach, and a mistyped ratio must not fill the memory first
 
 
 def stretched_length(rows: int, keep: int = KEEP, ratio: int = RATIO) -> int:
@@ -38,7 +39,7 @@ def stretch_positions(
         table: of shape `(rows, hidden_size)`, floating point. It is not changed.
         keep: leading rows that stay, within `0 ... rows`.
         ratio: how many rows each later row becomes, at least 1.
-        length: how many rows to return; the table is cut there. All of them, `stretched_length(...)`, by default.
+        length: how many rows to return, at most 65536, and to compute; by default all, `stretched_length(...)`.
         arithmetic: `"float32"`, or `table`'s own dtype where that is wider; or `"float16"`, which rounds after every
             operation in the released code's order (multiply, divide, add) and reproduces its tables bit for bit. Kept
             rows are exact in both.
@@ -69,15 +70,25 @@ def stretch_positions(
         needed = -(-(length - keep) // max(rows - keep, 1))
         remedy = f"ratio {needed} would reach it" if length > longest and keep < rows else f"keep is {keep}"
         raise ValueError(f"{rows} rows with keep {keep} and ratio {ratio} make {longest}, not {length} ({remedy}).")
+    if length > LONGEST:
+        raise ValueError(
+            f"{rows} rows with keep {keep} and ratio {ratio} would make {length}, and {LONGEST} are the most. "
+            "Lower the ratio, or give the length that you need."
+        )
     if keep == rows or length == keep:
         return table[:length].clone()
 
     dtype = arithmetic_dtype(arithmetic, table.dtype)
     old = table[keep:].to(dtype)
-    left, right = old[:-1], old[1:]
+    needed = length - keep
+    pairs = -(-needed // ratio)  # of neighbours between which a needed row stands
+    left, right = old[:-1][:pairs], old[1:][:pairs]
+    parts = range(1, min(ratio, needed))
     step = old[-1] - table[-2].to(dtype) if rows > 1 else torch.zeros_like(old[-1])
     # For j = 0 the row is copied, not computed: ratio * x / ratio need not be x.
-    between = [left, *((ratio - j) * left / ratio + j * right / ratio for j in range(1, ratio))]
-    beyond = [old[-1], *(old[-1] + j * step / ratio for j in range(1, ratio))]
-    stretched = torch.cat([torch.stack(between, dim=1).flatten(0, 1), torch.stack(beyond)])
+    between = [left, *((ratio - j) * left / ratio + j * right / ratio for j in parts)]
+    stretched = torch.stack(between, dim=1).flatten(0, 1)
+    if stretched.shape[0] < needed:
+        beyond = [old[-1], *(old[-1] + j * step / ratio for j in parts)]
+        stretched = torch.cat([stretched, torch.stack(beyond)])
     return torch.cat([table[:keep], stretched.to(table.dtype)])[:length]

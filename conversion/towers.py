@@ -28,6 +28,9 @@ from modeling_longclip.compat import features
 # A protobuf ends at 2 GiB: above it the weights are written beside the graph.
 LARGEST_FILE = 2 * 10**9
 REPEATS = 5  # of which a time is the median
+# What onnxruntime chooses its int8 arithmetic by, as /proc/cpuinfo calls it: of x86-64, then of ARM.
+INT8_INSTRUCTIONS = ("avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+CPU_INFO = Path("/proc/cpuinfo")
 
 # What the features are compared on: texts from two tokens to the whole table, in words that every CLIP knows.
 SENTENCES = (
@@ -115,8 +118,15 @@ class Drift:
 
 
 def sample_texts(tokenizer: Path, length: int) -> list[np.ndarray]:
-    """Token ids of texts of growing length, the last of `length` tokens, each `int64` of shape `(tokens,)`."""
-    reader = Tokenizer.from_file(str(tokenizer))
+    """Token ids of texts of growing length, the last of `length` tokens, each `int64` of shape `(tokens,)`.
+
+    Raises:
+        ConversionError: if `tokenizer` is no file of a tokenizer.
+    """
+    try:
+        reader = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the library raises nothing else
+        raise ConversionError(f"{tokenizer.name} is no tokenizer: {error}. Download it again.") from error
     reader.enable_truncation(length)
     texts = [" ".join(SENTENCES[:count]) for count in range(len(SENTENCES))]
     texts.append(" ".join(SENTENCES * length))
@@ -178,6 +188,10 @@ def write_int8(source: Path, file: Path) -> None:
 
     Weights have a scale per channel; activations are quantised when it runs, by their range in the whole batch. The
     patches' convolution and the tables of positions stay float32: they are small.
+
+    Weights of products have 7 bits, -64 ... 64. Without VNNI, x86-64 adds products of a byte of activations and one of
+    weights in pairs, in 16 bits that saturate: 2 * 255 * 64 always fits, 2 * 255 * 127 does not. The table of words
+    takes part in no product and has 8.
     """
     graph = onnx.load(source, load_external_data=False).graph
     tables = [node.name for node in graph.node if node.op_type == "Gather" and "position_embedding" in node.input[0]]
@@ -189,12 +203,24 @@ def write_int8(source: Path, file: Path) -> None:
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
             nodes_to_exclude=tables,
             per_channel=True,
+            reduce_range=True,
             weight_type=QuantType.QInt8,
             use_external_data_format=source.with_name(f"{source.name}_data").exists(),
         )
     _save(onnx.load(quantised), file)
     for left in file.parent.glob(f"{quantised.name}*"):
         left.unlink()
+
+
+def int8_instructions() -> str:
+    """What this processor has of `INT8_INSTRUCTIONS`, or `"unknown"` where the system does not say it."""
+    try:
+        text = CPU_INFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "unknown"
+    lines = (line.partition(":") for line in text.splitlines())
+    flags = {flag for name, _, value in lines if name.strip() in ("flags", "Features") for flag in value.split()}
+    return ", ".join(name for name in INT8_INSTRUCTIONS if name in flags) or "unknown"
 
 
 def open_session(file: Path) -> onnxruntime.InferenceSession:

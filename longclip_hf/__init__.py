@@ -10,9 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from longclip_hf.conversion.back import convert_back
     from longclip_hf.conversion.diffusion import convert as convert_diffusion
     from longclip_hf.conversion.export import export
-    from longclip_hf.conversion.original import convert, convert_back
+    from longclip_hf.conversion.original import convert
     from longclip_hf.conversion.positions import stretch_positions
     from longclip_hf.conversion.stretch import stretch
     from longclip_hf.errors import LongCLIPError
@@ -59,7 +60,7 @@ _HOMES = {
     "classification_ranks": "longclip_hf.evaluation.classification",
     "contrastive_loss": "longclip_hf.training.losses",
     "convert": "longclip_hf.conversion.original",
-    "convert_back": "longclip_hf.conversion.original",
+    "convert_back": "longclip_hf.conversion.back",
     "convert_diffusion": "longclip_hf.conversion.diffusion:convert",
     "effective_length": "longclip_hf.evaluation.effective_length",
     "export": "longclip_hf.conversion.export",

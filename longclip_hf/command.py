@@ -120,10 +120,17 @@ def is_first_process() -> bool:
 
 
 def consoles(quiet: bool = False) -> "tuple[Console, Console]":
-    """One for results and one for progress. Neither reads brackets as markup: a path may hold some."""
+    """One for results and one for progress. Neither reads `[red]` as markup or `:name:` as an emoji: paths hold such.
+
+    That holds for the cells and titles of tables too; not for a status or a bar of progress, which parse a plain text
+    and take a `rich.text.Text` as it is.
+    """
     from rich.console import Console
 
-    return Console(markup=False, quiet=quiet), Console(markup=False, stderr=True, quiet=quiet)
+    return (
+        Console(markup=False, emoji=False, quiet=quiet),
+        Console(markup=False, emoji=False, stderr=True, quiet=quiet),
+    )
 
 
 def print_proofs(console: "Console", proofs: Mapping[str, str]) -> None:

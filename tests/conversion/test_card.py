@@ -15,7 +15,7 @@ from longclip_hf.conversion.card import make_card, read_evaluations, read_origin
 from sample_results import sample_results
 
 from longclip_hf import results as evaluation_results
-from longclip_hf.errors import ConversionError
+from longclip_hf.errors import ConversionError, LongCLIPError, ResultsError
 
 Copy = Callable[[Path], Path]
 NAME = "long-clip-vit-base-patch16"  # in the sample
@@ -224,12 +224,14 @@ class TestEvaluations:
         text = " ".join(made.text.split())
         assert "the first line of its file. 1,000 images, 1,000 captions. Data: https://github.com" in text
         assert f"Measured 2025-03-01T12:00:00+00:00 as `{NAME}` in float32 (weights `1f3a9c0d41b27e65`)" in text
-        assert "python 3.11.2, on 2 CPU cores." in text
+        assert "python 3.11.2, torch 2.13.0, transformers 5.23.0, on 2 CPU cores." in text
         assert made.unstated == ["the licence (--license)", "the base model (--base-model)"]
 
     def test_every_metric_of_an_evaluation_has_its_name(self) -> None:
-        assert {key: name for key, (name, _) in card.METRICS.items()} == evaluation_results.METRICS
-        assert card.RESULTS_FORMAT == evaluation_results.FORMAT
+        """In the Hub's index; those of tables are the results' own."""
+        types = {key: card._metric_type(key) for key in evaluation_results.METRICS}
+        assert len(set(types.values())) == 8 and types["i2t_r1"] == types["t2i_r1"] == "recall_at_1"
+        assert (types["top1"], types["t2i_map"]) == ("accuracy", "mean_average_precision")
 
     def test_of_the_whole_sample(self, tmp_path: Path, longclip_folder: Path) -> None:
         evaluation_results.write_results(sample_results(), tmp_path / "results.json")
@@ -258,34 +260,40 @@ class TestEvaluations:
     @pytest.mark.parametrize(
         ("spoil", "message"),
         [
-            (lambda r: r.update(format=2), "its format is 2, and 1 is read"),
-            (lambda r: r.pop("hardware"), r"hardware is None, expected a text"),
-            (lambda r: r.update(models="x"), r"models is 'x', expected a list"),
-            (lambda r: r.update(models=[1]), r"models holds something else than objects"),
+            (lambda r: r.update(format=2), "format is 2, and this version reads 1"),
+            (lambda r: r.pop("hardware"), "the file lacks hardware"),
+            (lambda r: r.update(hardware=None), "hardware is None, expected a text"),
+            (lambda r: r.update(models="x"), "models is 'x', expected a list"),
+            (lambda r: r.update(models=[1]), r"models\[0\] is 1, expected an object"),
             (lambda r: r["scores"].clear(), "has no scores of long-clip"),
-            (lambda r: r["benchmarks"].clear(), "is on 'Urban1k', of which .* does not say what it is"),
-            (measured("i2t_r1", 67.4, 60, 70), r"metrics\.i2t_r1 is 67\.4 \[60\.0, 70\.0\], expected a share"),
-            (measured("i2t_r1", 0.5, 0.6, 0.4), "with its interval"),
-            (measured("i2t_mean_rank", 0.5), "expected a rank from 1"),
-            (measured("i2t_r1", True), "value is True, expected a number"),
-            (measured("i2t_r1", float("nan")), "value is nan"),
+            (lambda r: r["benchmarks"].clear(), "on 'Urban1k', which are not both listed"),
+            (measured("i2t_r1", 67.4, 60, 70), r"metrics\.i2t_r1 is \(67\.4, 60\.0, 70\.0\), expected shares"),
+            (measured("i2t_r1", 0.5, 0.6, 0.4), "whose ends are the wrong way round"),
+            (measured("i2t_mean_rank", 0.5), "ranks count from 1"),
+            (measured("i2t_r1", True), "value is True, expected a finite number"),
+            (measured("i2t_r1", float("nan")), "value is nan, expected a finite number"),
             (lambda r: r["scores"][1]["metrics"].update(i2t_r1=0.5), "i2t_r1 is 0.5, expected an object"),
-            (lambda r: r["scores"][1]["metrics"].update(bleu={}), "has the unknown bleu"),
+            (measured("bleu", 0.5), "is the unknown metric 'bleu'"),
         ],
     )  # fmt: skip
     def test_files_that_are_wrong(
         self, spoil: Callable[[Any], Any], message: str, results: dict[str, Any], tmp_path: Path
     ) -> None:
         spoil(results)
-        with pytest.raises(ConversionError, match=message):
+        with pytest.raises(LongCLIPError, match=message) as caught:
             read_evaluations([write(results, tmp_path / "results.json")], [NAME], 248)
+        assert str(tmp_path / "results.json") in str(caught.value)
 
     @pytest.mark.parametrize(
         ("content", "message"),
-        [(None, "no such results file"), ("{", "is no results file"), ("[]", "its format is None")],
+        [
+            (None, r"results\.json could not be read as results: .*No such file"),
+            ("{", r"results\.json could not be read as results"),
+            ("[]", "format is None"),
+        ],
     )
     def test_files_that_are_none(self, content: str | None, message: str, tmp_path: Path) -> None:
         if content is not None:
             (tmp_path / "results.json").write_text(content)
-        with pytest.raises(ConversionError, match=message):
+        with pytest.raises(ResultsError, match=message):
             read_evaluations([tmp_path / "results.json"], [NAME], 248)

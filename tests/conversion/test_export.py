@@ -167,6 +167,98 @@ class TestFiles:
         assert ours.tokenizer(text, truncation=True) == theirs.tokenizer(text, truncation=True)
 
 
+def saturated(activations: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The product of `uint8` (rows, n) and `int8` (n, columns) as x86-64 computes it without VNNI.
+
+    `vpmaddubsw` adds the products of neighbours in pairs, in 16 bits that saturate; the pairs are then added in 32.
+    """
+    rows, odd = activations.astype(np.int32), activations.shape[1] % 2
+    rows, columns = np.pad(rows, ((0, 0), (0, odd))), np.pad(weights.astype(np.int32), ((0, odd), (0, 0)))
+    products = np.zeros((len(rows), columns.shape[1]), np.int64)
+    for first in range(0, rows.shape[1], 2):
+        pair = rows[:, first : first + 2] @ columns[first : first + 2]
+        products += pair.clip(-(2**15), 2**15 - 1)
+    return products
+
+
+def int8_products(file: Path, given: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Quantised activations (rows, n) and weights (n, columns) of each int8 product, for one input."""
+    graph = onnx.load(file)
+    weights = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.graph.initializer}
+    products = [node for node in graph.graph.node if node.op_type == "MatMulInteger" and node.input[1] in weights]
+    for name in {node.input[0] for node in products}:
+        graph.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    values = dict(zip(names, session.run(names, {session.get_inputs()[0].name: given}), strict=True))
+    assert len(products) == 2 * 6 + 1  # both layers' weights and the projection
+    for node in products:
+        activations = values[node.input[0]]
+        yield activations.reshape(-1, activations.shape[-1]), weights[node.input[1]]
+
+
+class TestInt8WithoutVNNI:
+    @pytest.mark.parametrize("tower", ["text_model", "vision_model"])
+    def test_no_pair_of_products_can_saturate(
+        self, tower: str, exported: tuple[Path, ExportReport], tmp_path: Path, monkeypatch: Patch
+    ) -> None:
+        """Whatever the activations: their largest is 255. With 8 bits, those of a text and of an image do saturate."""
+        folder, _ = exported
+        given = towers.sample_images(32)[-1] if tower == "vision_model" else None
+        given = towers.sample_texts(folder / "tokenizer.json", 248)[-1] if given is None else given
+        for activations, weights in int8_products(folder / "onnx" / f"{tower}_int8.onnx", given[None]):
+            assert weights.dtype == np.int8 and 2 * 255 * np.abs(weights.astype(int)).max() < 2**15
+            assert np.abs(weights.astype(int)).max() == 64, "all of the range is used"
+            exact = activations.astype(np.int64) @ weights.astype(np.int64)
+            assert np.array_equal(saturated(activations, weights), exact)
+
+        quantize = towers.quantize_dynamic
+        monkeypatch.setattr(
+            towers, "quantize_dynamic", lambda *args, **more: quantize(*args, **more | {"reduce_range": False})
+        )
+        towers.write_int8(folder / "onnx" / f"{tower}.onnx", tmp_path / "eight_bits.onnx")
+        wrong = [
+            not np.array_equal(saturated(activations, weights), activations.astype(int) @ weights.astype(int))
+            for activations, weights in int8_products(tmp_path / "eight_bits.onnx", given[None])
+        ]
+        assert any(wrong)
+
+    def test_saturation_by_hand(self) -> None:
+        activations = np.array([[255, 255, 1], [2, 3, 4]], np.uint8)
+        weights = np.array([[127, -128], [127, -128], [1, 2]], np.int8)
+        assert saturated(activations, weights).tolist() == [[32767 + 1, -32768 + 2], [635 + 4, -640 + 8]]
+
+    def test_the_table_of_words_keeps_eight_bits(self, exported: tuple[Path, ExportReport]) -> None:
+        graph = onnx.load(exported[0] / "onnx" / "text_model_int8.onnx").graph
+        (table,) = (
+            weight for weight in graph.initializer if "token_embedding" in weight.name and len(weight.dims) == 2
+        )
+        values = onnx.numpy_helper.to_array(table)
+        assert (values.dtype, values.min(), values.max()) == (np.uint8, 0, 255)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("flags\t\t: fpu avx2 sse\nflags\t\t: fpu avx2 sse\n", "avx2"),
+            ("model name\t: amx_int8\nflags\t\t: avx512_vnni avx2 avx_vnni\n", "avx2, avx_vnni, avx512_vnni"),
+            ("Features\t: fp asimd asimddp i8mm\n", "asimddp, i8mm"),
+            ("", "unknown"),
+            (None, "unknown"),
+        ],
+    )
+    def test_the_instructions(self, text: str | None, said: str, tmp_path: Path, monkeypatch: Patch) -> None:
+        monkeypatch.setattr(towers, "CPU_INFO", tmp_path / "cpuinfo")
+        if text is not None:
+            (tmp_path / "cpuinfo").write_text(text)
+        assert towers.int8_instructions() == said
+
+    def test_the_check_says_what_it_ran_on(self, exported: tuple[Path, ExportReport]) -> None:
+        said = towers.int8_instructions()
+        folder, report = exported
+        assert report.instructions == json.loads((folder / "export.json").read_text())["instructions"] == said
+        assert f"Instructions for int8 of that processor: {said}." in (folder / "README.md").read_text()
+
+
 class TestFeatures:
     @pytest.mark.parametrize(("batch", "width"), [(1, 2), (1, 248), (2, 77), (3, 21), (7, 20), (16, 120), (2, 248)])
     def test_texts(self, text_tower: Any, model: LongCLIPModel, batch: int, width: int) -> None:
@@ -317,6 +409,7 @@ class TestCommand:
         old = copy_of(exported[0])
         assert main([str(longclip_folder), "--output", str(old), "--precision", "int8", "--overwrite"]) == 0
         out, _ = capsys.readouterr()
+        assert f"with these int8 instructions: {towers.int8_instructions()}.\n" in out
         files = {"onnx/text_model_int8.onnx", "onnx/vision_model_int8.onnx"}
         files |= {f"{file}_data" for file in files}
         assert names(old) == {name for name in FILES if not name.startswith("onnx/")} | files

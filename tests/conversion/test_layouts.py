@@ -2,21 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from longclip_hf.conversion.key_map import to_original
-from longclip_hf.conversion.layouts import (
+from longclip_hf.conversion.layouts import Original, clip_config, merge_tables, read_original, stretch_settings
+from longclip_hf.conversion.open_clip_config import (
     OPEN_CLIP_CONFIG,
-    Original,
-    clip_config,
     image_settings,
-    merge_tables,
     open_clip_config,
-    read_original,
-    stretch_settings,
+    read_open_clip_config,
 )
 from safetensors.torch import save_file
 from transformers import CLIPModel
@@ -223,7 +221,9 @@ class TestRead:
         assert read_original(str(tmp_path / "x.pt")).open_clip == config
         for text in ("{", "[]", "{}", '{"model_cfg": {"vision_cfg": []}}'):
             (tmp_path / OPEN_CLIP_CONFIG).write_text(text)
-            with pytest.raises(LongCLIPError, match=r"open_clip_config.json (is no JSON file|has no model_cfg)"):
+            with pytest.raises(
+                LongCLIPError, match=r"open_clip_config.json (is no JSON file|holds no JSON object|has no model_cfg)"
+            ):
                 read_original(str(tmp_path / "x.pt"))
 
     def test_names_that_stand_twice(self, tmp_path: Path) -> None:
@@ -281,3 +281,97 @@ class TestImages:
         config.text_config.hidden_act = "gelu"
         with pytest.raises(ConversionError, match=re.escape("both towers, not gelu, quick_gelu")):
             open_clip_config(config, IMAGES)
+
+
+# Whatever JSON can say, one of each type; none is what any setting below expects.
+WRONG = [None, True, -1, 0, 2.5, 10**30, "x", "", [], [1], [[]], {}, {"a": 1}]
+
+WHOLE: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 512,
+        "quick_gelu": True,
+        "custom_text": False,
+        "vision_cfg": {
+            "image_size": 224,
+            "patch_size": 32,
+            "width": 768,
+            "layers": 12,
+            "head_width": 64,
+            "mlp_ratio": 4.0,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 512,
+            "heads": 8,
+            "layers": 12,
+            "mlp_ratio": 4.0,
+        },
+    },
+    "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
+}  # fmt: skip
+
+
+class TestWrongTypes:
+    """A setting of another type is an error that a user can read, or one that says what CLIP has not; never a bug."""
+
+    @staticmethod
+    def places(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+        inner = (
+            [place for key in value for place in TestWrongTypes.places(value[key], (*path, key))]
+            if isinstance(value, dict)
+            else []
+        )
+        return [path, *inner] if path else inner
+
+    def test_at_every_key_of_open_clips_configuration(self, tmp_path: Path) -> None:
+        file = tmp_path / OPEN_CLIP_CONFIG
+        refused = 0
+        model = original("ViT-B/32")
+        for place in self.places(WHOLE):
+            for wrong in WRONG:
+                spoiled = json.loads(json.dumps(WHOLE))
+                part = spoiled
+                for key in place[:-1]:
+                    part = part[key]
+                part[place[-1]] = wrong
+                file.write_text(json.dumps(spoiled))
+                try:
+                    read = read_open_clip_config(file)
+                    clip_config(replace(model, open_clip=read))
+                    image_settings(IMAGES, 224, read)
+                except LongCLIPError:
+                    refused += 1
+        assert refused > 100
+
+    @pytest.mark.parametrize("content", ["[" * 100_000, "{", "[]", "1", '"x"', "\ufeff{}", "NaN"])
+    def test_what_is_no_object(self, content: str, tmp_path: Path) -> None:
+        (tmp_path / OPEN_CLIP_CONFIG).write_text(content)
+        with pytest.raises(LongCLIPError):
+            read_open_clip_config(tmp_path / OPEN_CLIP_CONFIG)
+
+    @pytest.mark.parametrize(
+        ("part", "name", "value", "message"),
+        [
+            ("text_cfg", "heads", "8", "text_cfg.heads is '8', expected a count"),
+            ("vision_cfg", "head_width", 0, "vision_cfg.head_width is 0, expected a count"),
+            ("preprocess_cfg", "mean", 0.5, "preprocess_cfg.mean is 0.5, expected three numbers"),
+            ("preprocess_cfg", "interpolation", [], r"preprocess_cfg.interpolation is \[\], expected a text"),
+        ],
+    )
+    def test_the_error_says_where(self, part: str, name: str, value: Any, message: str, tmp_path: Path) -> None:
+        spoiled = json.loads(json.dumps(WHOLE))
+        (spoiled if part == "preprocess_cfg" else spoiled["model_cfg"])[part][name] = value
+        (tmp_path / OPEN_CLIP_CONFIG).write_text(json.dumps(spoiled))
+        with pytest.raises(ConversionError, match=message):
+            read_open_clip_config(tmp_path / OPEN_CLIP_CONFIG)
+
+    def test_at_every_key_of_the_image_settings(self) -> None:
+        config = random_clip_config("ViT-B/32")
+        for name in IMAGES:
+            for wrong in WRONG:
+                try:
+                    open_clip_config(config, IMAGES | {name: wrong})
+                except LongCLIPError:
+                    continue
+                assert name == "size"  # which only says whether images are squashed

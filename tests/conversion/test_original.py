@@ -14,10 +14,12 @@ import pytest
 import torch
 from conftest import run_python
 from hub_server import HubServer
+from longclip_hf.conversion import back as back_module
 from longclip_hf.conversion import layouts
 from longclip_hf.conversion import tensors as tensors_module
+from longclip_hf.conversion.back import convert_back
 from longclip_hf.conversion.layouts import OPEN_CLIP_CONFIG
-from longclip_hf.conversion.original import convert, convert_back, main
+from longclip_hf.conversion.original import convert, main
 from longclip_hf.conversion.stretch import stretch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
@@ -295,7 +297,8 @@ class TestProofs:
                 stream.seek(-1, os.SEEK_END)
                 stream.write(bytes([last ^ 1]))
 
-        monkeypatch.setattr(tensors_module, "write_safetensors", flip)
+        for module in (tensors_module, back_module):  # one imports it when it is called, the other has it
+            monkeypatch.setattr(module, "write_safetensors", flip)
         with pytest.raises(ProofError, match="1 tensors differ from the source after writing"):
             if to is None:
                 convert(str(released), tmp_path / "out", tokenizer=str(tokenizer))
@@ -609,6 +612,47 @@ class TestOptions:
         assert "apache-2.0" in out and "1 text, 2 image" in out
         assert main([str(tmp_path / "out"), "--to", "open_clip", "--output", str(tmp_path / "open-clip")]) == 0
         assert f"local-dir:{tmp_path}/open-clip" in capsys.readouterr().out
+
+    def test_names_are_printed_as_they_are(
+        self, released: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """Markup of rich, a closing tag that closes nothing, and an emoji: names of files, in tables and in errors."""
+        monkeypatch.setenv("COLUMNS", "400")
+        source, output = tmp_path / "[red]x[" / "] :smile:.pt", tmp_path / "[" / "] :smile: [bold]y"
+        source.parent.mkdir()
+        released.rename(source)
+        options = ["--output", str(output), "--processor", str(tokenizer)]
+        assert main([str(source), *options]) == 0
+        out, err = capsys.readouterr()
+        assert f"{source} (Long-CLIP's two tables)" in out and f"│ {output} " in out and f"{str(output)!r}" in out
+        assert err == ""
+        assert main([str(source), *options]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {output} exists already.")
+        assert main([str(output), "--to", "original", "--output", str(tmp_path / "[/].pt")]) == 0
+        assert f"│ {tmp_path}/[/].pt (original) " in capsys.readouterr().out
+
+    def test_a_limit_of_memory_is_one_line(self, tokenizer: Path, tmp_path: Path) -> None:
+        """Of a file that holds 2 GB of zeros and takes no room on the disk, where 500 MB are left."""
+        header = {"positional_embedding": {"dtype": "F32", "shape": [2**29], "data_offsets": [0, 2**31]}}
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        with (tmp_path / "large.safetensors").open("wb") as stream:
+            stream.write(len(encoded).to_bytes(8, "little") + encoded)
+            stream.truncate(stream.tell() + 2**31)
+        said = run_python(
+            "import contextlib, io, re, resource\n"
+            "from longclip_hf.conversion import back, layouts\n"
+            "from longclip_hf.conversion.original import main\n"
+            "used = int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (used + 500_000_000,) * 2)\n"
+            "with contextlib.redirect_stderr(io.StringIO()) as errors:\n"
+            f"    code = main(['large.safetensors', '--tokenizer', {str(tokenizer)!r}, '--output', 'out'])\n"
+            "print(code, errors.getvalue())",
+            cwd=tmp_path,
+        )
+        assert re.fullmatch(r"2 error: [^\n]*(memory|allocate)[^\n]*\n\n", said), said
+        assert [file.name for file in tmp_path.iterdir()] == ["large.safetensors"]
 
 
 def test_from_the_hub(released: Path, tokenizer: Path, tmp_path: Path) -> None:

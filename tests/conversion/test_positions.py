@@ -219,3 +219,21 @@ def test_the_ratio_that_an_error_names_reaches_the_length(rows: int, ratio: int,
 def test_one_row_that_need_not_grow_stays() -> None:
     assert stretch_positions(numbered(1) + 5, keep=0, ratio=1).tolist() == [[5, 5]]
     assert stretch_positions(numbered(1) + 5, keep=1, ratio=4).tolist() == [[5, 5]]
+
+
+class TestAbsurdRatios:
+    def test_only_the_rows_that_are_asked_for_are_computed(self) -> None:
+        """Rows of a table 0, 1, ... 76 at ratio 10^9: the last of 248 is 227 billionths behind row 20."""
+        table = torch.arange(77, dtype=torch.float64)[:, None]
+        made = stretch_positions(table, 20, 10**9, 248)
+        assert made.shape == (248, 1)
+        assert (made[20:, 0] - (20 + torch.arange(228, dtype=torch.float64) / 10**9)).abs().max() < 1e-12
+
+    @pytest.mark.parametrize("length", [None, 10**7])
+    def test_a_table_that_no_model_reads_is_refused_before_it_is_made(self, length: int | None) -> None:
+        made = 20 + 10**6 * 57 if length is None else length
+        with pytest.raises(ValueError, match=f"ratio 1000000 would make {made}, and 65536 are the most"):
+            stretch_positions(torch.zeros(77, 4), 20, 10**6, length)
+
+    def test_the_longest(self) -> None:
+        assert stretch_positions(torch.zeros(77, 1), 20, 2**16, 2**16).shape == (2**16, 1)

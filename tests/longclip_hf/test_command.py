@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import pytest
+from rich.table import Table
 
 from longclip_hf.command import CommandParser, consoles, guarded, is_mendable, one_line, print_proofs
 from longclip_hf.errors import ConversionError, ImageError, LongCLIPError
@@ -155,9 +156,13 @@ def test_connections_are_mendable() -> None:
 def test_names_are_not_markup(capsys: Any) -> None:
     console, errors = consoles()
     print_proofs(console, {"[red]kept[/] rows [/x]": "rows [0] ... [19]"})
-    errors.print("[/] in a path")
+    table = Table("[/a]", title="[/b]", title_justify="left")
+    table.add_row("[red]a path[/] :smile:")
+    console.print(table)
+    errors.print("[/] in a path :smile:")
     out, err = capsys.readouterr()
-    assert "[red]kept[/] rows [/x]" in out and "rows [0] ... [19]" in out and err == "[/] in a path\n"
+    assert "[red]kept[/] rows [/x]" in out and "rows [0] ... [19]" in out and err == "[/] in a path :smile:\n"
+    assert "│ [red]a path[/] :smile: │" in out and "[/a]" in out and "[/b]" in out
 
 
 def test_quiet(capsys: Any) -> None:
