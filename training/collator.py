@@ -81,6 +81,13 @@ class CaptionCollator:
         made = self.image_processor(images=to_rgb(image), input_data_format="channels_last", return_tensors="pt")
         return made["pixel_values"][0]
 
+    @property
+    def image_side(self) -> int | None:
+        """The short side that the processor resizes images to, or None, where it has no such setting."""
+        size = self.image_processor.size
+        sides = [size[name] for name in ("shortest_edge", "height", "width") if name in size]
+        return max(sides) if sides else None
+
     def tokens(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`(input_ids, attention_mask, which captions were cut)`, the first two of shape `(batch_size, longest)`."""
         encoded = self.tokenizer(list(captions), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]

@@ -96,6 +96,13 @@ class DataArguments:
             "it by cause, or end with an error that names it."
         },
     )
+    reduced_decoding: bool = field(
+        default=False,
+        metadata={
+            "help": "Decode images to no more than twice the side that the model sees, where they have more: faster "
+            "for large JPEG, and pixels change a little (docs/training.md)."
+        },
+    )
     max_image_pixels: int = field(
         default=MAX_PIXELS,
         metadata={

@@ -31,6 +31,7 @@ def load_rows(
     data: DataArguments,
     *,
     transform: Callable[[Image.Image], Any] | None = None,
+    image_side: int | None = None,
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -40,6 +41,7 @@ def load_rows(
     Args:
         data: which rows, and how to read them.
         transform: applied to every image as it is read, such as `CaptionCollator.pixels`.
+        image_side: of the images that the model sees, which `data.reduced_decoding` needs.
         seed: of the order of a stream. The order of a table is its sampler's affair.
         rank, world_size: this process and how many there are, for a stream. A table is divided by its sampler. The
             held-out rows are the same on every process.
@@ -50,7 +52,15 @@ def load_rows(
     """
     rows = _open(data, data.train_split)
     files = ImageFiles.of(data.data, data.image_root, data.image_access)
-    read = RowReader(data.image_column, data.long_column, data.short_column, files, data.max_image_pixels, transform)
+    read = RowReader(
+        data.image_column,
+        data.long_column,
+        data.short_column,
+        files,
+        data.max_image_pixels,
+        transform,
+        image_side if data.reduced_decoding else None,
+    )
     if data.heldout_split in (None, data.train_split):
         heldout, begin = _first(rows, data.heldout_rows)
     else:

@@ -68,6 +68,7 @@ def test_a_batch_by_hand(clip_folder: Path, processor: Any) -> None:
             row_of(words(6), 30, (1, 1, 0, 0, 0), short=words(3)),
             row_of(words(50), 40),
         ]
+        assert collator.image_side == collator(rows)["pixel_values"].shape[-1]
         batch = collator(rows)
         assert next(iter(batch)) == "pixel_values"  # the Trainer takes the batch size from the first
         assert batch["input_ids"].tolist() == [

@@ -66,6 +66,15 @@ def test_the_transform_is_applied_to_rows_of_both_datasets(tmp_path: Path) -> No
     assert train[0]["image"] == heldout[0]["image"] == (40, 32)
 
 
+def test_reduced_decoding(tmp_path: Path) -> None:
+    setting = imagefolder(make_rows(), tmp_path)
+    for reduced, size in ((False, (40, 32)), (True, (20, 16))):
+        data = DataArguments(**setting, heldout_rows=3, reduced_decoding=reduced)
+        for rows in load_rows(data, image_side=8):
+            assert isinstance(rows, CaptionRows)
+            assert rows[0]["image"].size == size
+
+
 # Held-out rows
 
 
