@@ -85,7 +85,7 @@ def is_mendable(error: BaseException) -> bool:
     if isinstance(error, ValueError | OSError | ImportError | MemoryError | RecursionError):
         return True
     # Of libraries that need not be there; without them, nothing raises these.
-    foreign = (("datasets.exceptions", "DatasetsError"), ("httpx", "HTTPError"))
+    foreign = (("datasets.exceptions", "DatasetsError"), ("httpx", "HTTPError"), ("httpx2", "HTTPError"))
     for module, name in foreign:
         if module in sys.modules and isinstance(error, getattr(sys.modules[module], name)):
             return True
