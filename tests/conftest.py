@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import fork_server
 import pytest
 from longclip_hf.conversion.stretch import stretch
 
@@ -17,17 +18,22 @@ def run_python(
     env: Mapping[str, str] | None = None,
     python: str | os.PathLike[str] = sys.executable,
     cwd: Path | None = None,
+    fresh: bool = False,
 ) -> str:
-    """Runs `code` in a fresh process, in which warnings are errors, and returns what it printed.
+    """Runs `code` in a process of its own, in which warnings are errors, and returns what it printed.
 
-    `cwd` is a folder outside the checkout by default, so that the child has only what is installed.
+    `cwd` is a folder outside the checkout by default, so that the child has only what is installed. `fresh` is for
+    what is about imports themselves: the others are forks of a process that has imported the libraries.
     """
     # peft asks transformers 5 by the old name.
     renamed = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-    done = subprocess.run(
-        [str(python), "-W", "error", "-W", "ignore::DeprecationWarning", "-W", renamed, "-c", code],
-        capture_output=True, text=True, cwd=cwd or "/", env={**os.environ, **(env or {})}, timeout=300,
-    )  # fmt: skip
+    command = [str(python), "-W", "error", "-W", "ignore::DeprecationWarning", "-W", renamed, "-c", code]
+    if fresh or python != sys.executable:
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=cwd or "/", env={**os.environ, **(env or {})}, timeout=300
+        )
+    else:
+        done = fork_server.run(command, cwd=cwd or "/", env=env)
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -213,7 +213,7 @@ SCRIPTS = [
 @pytest.mark.parametrize("file", SCRIPTS, ids=name_of)
 def test_a_script_shows_its_help_without_heavy_imports(file: Path) -> None:
     module = "longclip_hf." + name_of(file).removesuffix(".py").replace("/", ".")
-    loaded = run_python(f"import sys, {module}; print(*sorted(sys.modules))", cwd=ROOT).split()
+    loaded = run_python(f"import sys, {module}; print(*sorted(sys.modules))", cwd=ROOT, fresh=True).split()
     assert module in loaded
     assert not {"torch", "transformers", "numpy", "huggingface_hub"} & set(loaded)
 

@@ -723,7 +723,7 @@ class TestProcess:
             "except SystemExit: pass\n"
             "print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
         )
-        assert run_python(code).splitlines()[-1] == "[]"
+        assert run_python(code, fresh=True).splitlines()[-1] == "[]"
 
     @pytest.mark.parametrize("form", ["safetensors", "bin"])
     def test_from_the_hub_and_back(self, form: str, clip_folder: Path, copy_of: Copy, tmp_path: Path) -> None:

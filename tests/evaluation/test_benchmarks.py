@@ -586,7 +586,9 @@ def table() -> str:
 
 
 def test_importing_costs_nothing() -> None:
-    loaded = run_python("import sys, longclip_hf.evaluation.benchmarks; print(*sorted(sys.modules))").split()
+    loaded = run_python(
+        "import sys, longclip_hf.evaluation.benchmarks; print(*sorted(sys.modules))", fresh=True
+    ).split()
     assert not {"torch", "transformers", "numpy", "huggingface_hub", "datasets", "PIL"} & set(loaded)
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -447,11 +448,8 @@ class TestCheckpoints:
 def folder(longclip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the processes wrote what they got."""
     folder = tmp_path_factory.mktemp("runs")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "encoding_runs.py"), str(longclip_folder), str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200,
-    )  # fmt: skip
+    line = [sys.executable, str(ROOT / "tests" / "encoding_runs.py"), str(longclip_folder), str(folder)]
+    done = fork_server.run(line, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.STDOUT, timeout=200)
     assert done.returncode == 0, done.stdout
     return folder
 

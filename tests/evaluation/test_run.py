@@ -1,12 +1,11 @@
 """The command: checkpoints side by side, on a source of one's own and on a named benchmark."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
+import fork_server
 import pytest
 import torch
 from caption_files import imagefolder, make_rows, png
@@ -230,14 +229,10 @@ def test_two_processes_give_the_same_figures(
     results: Results, photos: Path, clip_folder: Path, longclip_folder: Path, tmp_path: Path
 ) -> None:
     root = Path(run.__file__).parents[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     given = [clip_folder, longclip_folder, "--benchmark", photos, "--output", tmp_path, *QUICK]
-    done = subprocess.run(
-        [*launcher, str(root / "evaluation" / "run.py"), *map(str, given)],
-        capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    line = [sys.executable, str(root / "evaluation" / "run.py"), *map(str, given)]
+    done = fork_server.run_ranks(line, 2, env={"ACCELERATE_USE_CPU": "1"})
+    assert [process.returncode for process in done] == [0, 0], [process.stderr for process in done]
     found = read_results(tmp_path / "results.json")
     assert [score.metrics for score in found.scores] == [score.metrics for score in results.scores]
-    assert done.stdout.count("results.json") == 1  # one process reports
+    assert [process.stdout.count("results.json") for process in done] == [1, 0]  # one process reports

@@ -1,16 +1,14 @@
 """The demo runs to its end, goes on where it was stopped, and what it claims is so."""
 
 import json
-import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fork_server
 import pytest
 from longclip_hf.evaluation.benchmarks import BENCHMARKS
 from longclip_hf.training.checkpoints import COMPLETE
@@ -29,31 +27,24 @@ REDUCED = ("--steps", "40", "--rows", "3000", "--test_rows", "120")
 LONG_GAIN, HARD_GAIN, ZERO_SHOT_LOSS = 25, 10, 3
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"), "COLUMNS": "200"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "examples.demo", "--output", str(folder / "out"), *REDUCED],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start(folder: Path) -> fork_server.Fork:
+    line = [sys.executable, "-m", "examples.demo", "--output", str(folder / "out"), *REDUCED]
+    return fork_server.Fork(line, cwd=ROOT, env={"COLUMNS": "200"})
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """The folder and the output of a demo that was killed in the middle of training and started again."""
     folder = tmp_path_factory.mktemp("demo")
-    first = start(folder)
-    try:
+    with start(folder) as first:
         deadline = time.monotonic() + 240
         while not list((folder / "out" / "longclip").glob(f"checkpoint-*/{COMPLETE}")):
             assert first.poll() is None, first.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    finally:
-        first.send_signal(signal.SIGKILL)
-        first.communicate()
-    again = start(folder)
-    printed, errors = again.communicate(timeout=500)
-    assert again.returncode == 0, errors
+    with start(folder) as again:
+        printed, errors = again.communicate(timeout=500)
+        assert again.returncode == 0, errors
     yield folder / "out", printed
 
 

@@ -3,8 +3,8 @@
     python killed.py < JSON
 
 Reads `[{"name", "args", "output", "kills": [...]}, ...]`; each run is started once for every kill, and then until it
-ends. Writes for each, as JSON, the exit codes and which complete checkpoint was there after each start. A script:
-every run is a fork of it, and what costs seconds to import is imported once.
+ends. Writes for each, as JSON, the exit codes and which complete checkpoint was there after each start. A script that
+is forked itself (`fork_server`), and forks every run, so that a kill at a point can be set before it starts.
 
 A kill is `[POINT, COUNT]`: at the COUNT-th time that the run comes by the point (`POINTS`); or `["time", SECONDS]`.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from longclip_hf.training import train
+from longclip_hf.training import trainer as trainer_module
 from longclip_hf.training.checkpoints import COMPLETE, is_complete, last_complete_checkpoint
 from longclip_hf.training.trainer import LongCLIPTrainer
 from safetensors.torch import load_file
@@ -158,8 +159,6 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import datasets  # noqa: F401  imported once for all
-
-    torch.set_num_threads(1)
+    trainer_module.draw_curves = lambda *_: None  # half of the time of such a run, and no part of what is compared
     results = {scenario["name"]: run(scenario) for scenario in json.load(sys.stdin)}
     print(json.dumps(results))

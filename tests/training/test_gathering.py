@@ -1,10 +1,11 @@
 """Two processes equal one process with twice the batch, in loss and in every gradient."""
 
-import os
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import pytest
 import torch
 from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
@@ -21,23 +22,22 @@ CASES = [
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Results]:
     """By (rank, processes): one process with the whole batch, and two of half of it, all at once."""
     folder = tmp_path_factory.mktemp("processes")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {"PYTHONPATH": str(ROOT)}
     started = {}
     for index, processes in ((0, 1), (0, 2), (1, 2)):
         output = folder / f"{index}-of-{processes}.pt"
         command = [Path(__file__).with_name("processes.py"), folder / "store", index, processes, output]
-        started[index, processes] = output, subprocess.Popen(
-            [sys.executable, "-W", "error", *map(str, command)],
-            env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
+        started[index, processes] = (
+            output,
+            fork_server.Fork([sys.executable, "-W", "error", *map(str, command)], env=env, stderr=subprocess.STDOUT),
+        )
+    with contextlib.ExitStack() as stack:
+        for _, process in started.values():
+            stack.enter_context(process)
         for _, process in started.values():
             printed, _ = process.communicate(timeout=120)
             assert process.returncode == 0, printed
             assert printed == ""
-    finally:
-        for _, process in started.values():
-            process.kill()
     return {key: torch.load(output) for key, (output, _) in started.items()}
 
 

@@ -16,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 import torch
 import yaml
@@ -91,23 +92,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """No network, one thread, and a cache of its own for `datasets`."""
-    own = {
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }
-    return {**os.environ, **own, "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("cache"))}
+def environment() -> dict[str, str]:
+    """No network, one thread, and a cache of this session for `datasets`."""
+    return {**os.environ, **fork_server.variables(), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
 
 @pytest.fixture
 def command(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(*given: Any, launcher: tuple[Any, ...] = (sys.executable, SCRIPT)) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(word) for word in (*launcher, *given)],
-            capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False,
-        )  # fmt: skip
+    def run(*given: Any) -> subprocess.CompletedProcess[str]:
+        return fork_server.run([sys.executable, str(SCRIPT), *map(str, given)], cwd=tmp_path, env=environment)
 
     return run
 
@@ -343,29 +336,18 @@ def parsed_dtype(folder: Path) -> Any:
     return config.get("dtype", config.get("torch_dtype"))
 
 
-def heed_interrupts() -> None:
-    """A background job of a shell ignores SIGINT, and so do its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 def test_interrupted(
     sent: signal.Signals, code: int, environment: dict[str, str], photos: Path, longclip_folder: Path, tmp_path: Path
 ) -> None:
     given = [*table(photos), *QUIET, *SAVING, "--max_steps", "100000", "--dataloader_num_workers", "1"]
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--model", str(longclip_folder), *given, "--output_dir", "out"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
-        preexec_fn=heed_interrupts,
-    )  # fmt: skip
-    try:
+    line = [sys.executable, str(SCRIPT), "--model", str(longclip_folder), *given, "--output_dir", "out"]
+    with fork_server.Fork(line, cwd=tmp_path, env=environment) as process:
         limit = time.monotonic() + 120
         while not list(tmp_path.glob("out/checkpoint-*/COMPLETE.json")) and time.monotonic() < limit:
             time.sleep(0.1)
         process.send_signal(sent)
         _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert process.returncode == code, said
     assert "Traceback" not in said and "Interrupted; the same command goes on" in said
 
@@ -398,10 +380,8 @@ def killed_runs(
         {"name": name, "args": given, "output": str(tmp_path / f"run{number}"), "kills": how}
         for number, (name, how) in enumerate(kills.items())
     ]
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("killed.py"))],
-        input=json.dumps(runs), capture_output=True, text=True, env=environment, timeout=600, check=False,
-    )  # fmt: skip
+    script = str(Path(__file__).with_name("killed.py"))
+    done = fork_server.run([sys.executable, script], input=json.dumps(runs), env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     for run in runs:
@@ -474,13 +454,28 @@ FSDP2 = words(
 )
 
 
-def launcher(kind: str, state_dict_type: str = "FULL_STATE_DICT") -> tuple[Any, ...]:
-    """Two processes; gloo, because `--use_cpu`."""
-    how = ["--multi_gpu"] if kind == "ddp" else [*FSDP2, state_dict_type]
-    line = words("launch --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no")
-    port = ["--main_process_port", str(20000 + os.getpid() % 20000)]
-    script = SCRIPT if kind == "ddp" else SHARDED
-    return (sys.executable, "-m", "accelerate.commands.accelerate_cli", *line, *how, *port, script)
+LAUNCH = words("--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no")
+Several = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def two_processes(environment: dict[str, str], tmp_path: Path) -> Several:
+    """Two processes with the environment that `accelerate launch` makes; gloo, because `--use_cpu`."""
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    def run(kind: str, *given: Any, state_dict_type: str = "FULL_STATE_DICT") -> subprocess.CompletedProcess[str]:
+        how = ["--multi_gpu"] if kind == "ddp" else [*FSDP2, state_dict_type]
+        script = str(SCRIPT if kind == "ddp" else SHARDED)
+        launched = prepare_multi_gpu_env(launch_command_parser().parse_args([*LAUNCH, *how, script]))
+        own = {name: value for name, value in launched.items() if name not in os.environ}
+        line = [sys.executable, script, *map(str, given)]
+        done = fork_server.run_ranks(line, 2, cwd=tmp_path, env=environment | own)
+        worst = max(done, key=lambda one: abs(one.returncode))
+        printed, errors = ("".join(getattr(one, stream) for one in reversed(done)) for stream in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(worst.args, worst.returncode, printed, errors)
+
+    return run
 
 
 TWO = words("--components_scope global --max_steps 4 --save_strategy no --logging_steps 1 --max_grad_norm 0")
@@ -489,15 +484,15 @@ TWO = words("--components_scope global --max_steps 4 --save_strategy no --loggin
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "chunk"), [("ddp", 0), ("fsdp2", 3)])
 def test_two_processes_equal_one_with_twice_the_batch(
-    kind: str, chunk: int, command: Callable[..., subprocess.CompletedProcess[str]], bad_photos: Path,
-    longclip_folder: Path, tmp_path: Path,
+    kind: str, chunk: int, command: Callable[..., subprocess.CompletedProcess[str]], two_processes: Several,
+    bad_photos: Path, longclip_folder: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     # The gradient of the keys' biases is zero but for rounding, which Adam without an epsilon would blow up to steps.
     given = ["--model", longclip_folder, *table(bad_photos), *QUIET, *TWO, "--warmup_steps", 0, "--adam_epsilon", 1e-3]
     one = command(*given, "--per_device_train_batch_size", 16, "--output_dir", "one")
     assert one.returncode == 0, one.stderr
     given += ["--per_device_train_batch_size", 8, "--cache_chunk_size", chunk, "--output_dir", "two"]
-    two = command(*given, launcher=launcher(kind))
+    two = two_processes(kind, *given)
     assert two.returncode == 0, two.stderr
     start, alone, together = (
         load_file(Path(folder) / "model.safetensors")
@@ -512,11 +507,17 @@ def test_two_processes_equal_one_with_twice_the_batch(
 
 @pytest.mark.slow
 def test_one_process_with_bad_data_ends_all(
-    command: Callable[..., subprocess.CompletedProcess[str]], bad_photos: Path, longclip_folder: Path
+    environment: dict[str, str], bad_photos: Path, longclip_folder: Path, tmp_path: Path
 ) -> None:
+    """By the true launcher, whose part it is."""
     given = ["--model", longclip_folder, *table(bad_photos), *QUIET, *TWO, "--per_device_train_batch_size", 8]
+    port = ["--multi_gpu", "--main_process_port", fork_server.ranks(2)[0]["MASTER_PORT"]]
+    line = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *LAUNCH, *port, SCRIPT, *given]
     begin = time.monotonic()
-    done = command(*given, "--on_bad_row", "error", "--output_dir", "out", launcher=launcher("ddp"))
+    done = subprocess.run(
+        [*map(str, line), "--on_bad_row", "error", "--output_dir", "out"],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False,
+    )  # fmt: skip
     assert done.returncode != 0 and time.monotonic() - begin < 60
     assert "cannot be trained on" in done.stderr and "error (process " in done.stderr
 
@@ -524,8 +525,7 @@ def test_one_process_with_bad_data_ends_all(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_save_full_checkpoints_and_go_on_from_them(
-    kind: str, command: Callable[..., subprocess.CompletedProcess[str]], photos: Path, longclip_folder: Path,
-    tmp_path: Path,
+    kind: str, two_processes: Several, photos: Path, longclip_folder: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     given = ["--model", longclip_folder, *table(photos), *QUIET, *TWO, "--save_strategy", "steps", "--save_steps", 2]
     given += ["--per_device_train_batch_size", 8, "--output_dir", "out"]
@@ -533,7 +533,7 @@ def test_two_processes_save_full_checkpoints_and_go_on_from_them(
     start = load_file(longclip_folder / "model.safetensors")
     kept = "text_model.embeddings.position_embedding.weight"
     for attempt in ("whole", "resumed"):
-        done = command(*given, launcher=launcher(kind))
+        done = two_processes(kind, *given)
         assert done.returncode == 0, done.stderr
         found = load_file(tmp_path / "out" / "model.safetensors")
         assert {key: value.shape for key, value in found.items()} == {key: v.shape for key, v in start.items()}
@@ -558,11 +558,10 @@ def test_two_processes_save_full_checkpoints_and_go_on_from_them(
     ],
 )
 def test_what_fsdp2_could_not_save_is_refused(
-    state_dict_type: str, given: list[Any], message: str, photos: Path, longclip_folder: Path,
-    command: Callable[..., subprocess.CompletedProcess[str]],
+    state_dict_type: str, given: list[Any], message: str, photos: Path, longclip_folder: Path, two_processes: Several,
 ) -> None:  # fmt: skip
     settings = ["--model", longclip_folder, *table(photos), *QUIET, *TWO, "--output_dir", "out"]
     settings += ["--per_device_train_batch_size", 8, *given]
-    done = command(*settings, launcher=launcher("fsdp2", state_dict_type))
+    done = two_processes("fsdp2", *settings, state_dict_type=state_dict_type)
     assert done.returncode != 0
     assert re.search(message, done.stderr), done.stderr

@@ -1,11 +1,11 @@
 """`LongCLIPTrainer`, with numbers: every fast path equals the slow one, and two processes equal one."""
 
+import contextlib
 import itertools
 import json
 import math
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fork_server
 import pytest
 import torch
 import trainer_runs
@@ -172,24 +173,17 @@ def runs(longclip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def run_all(checkpoint: Path, outputs: dict[tuple[int, int], Path]) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    started = []
+    started, ranks = [], fork_server.ranks(2)
     for (index, processes), output in outputs.items():
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        if processes > 1:
-            env |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(processes)}
-            env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        env = {"PYTHONPATH": str(ROOT), **(ranks[index] if processes > 1 else {})}
         command = [sys.executable, str(ROOT / "tests" / "trainer_runs.py"), str(checkpoint), str(output)]
-        started.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    try:
+        started.append(fork_server.Fork(command, env=env, stderr=subprocess.STDOUT))
+    with contextlib.ExitStack() as stack:
+        for process in started:
+            stack.enter_context(process)
         for process in started:
             printed, _ = process.communicate(timeout=150)
             assert process.returncode == 0, printed
-    finally:
-        for process in started:
-            process.kill()
 
 
 @pytest.mark.parametrize("case", CASES)

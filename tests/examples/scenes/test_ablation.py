@@ -4,6 +4,7 @@ import math
 import subprocess
 from pathlib import Path
 
+import fork_server
 import pytest
 
 from examples.scenes import ablation
@@ -87,7 +88,7 @@ def test_one_run_goes_through_and_is_not_run_again(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(ablation, "TRAIN_ROWS", 400)
     monkeypatch.setattr(ablation, "TEST_ROWS", {"short": 40, "long": 40, "hard": 40, "classes": 84})
     monkeypatch.setattr(ablation, "ROWS", [ablation.ORIGINAL, OURS])
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(subprocess, "run", fork_server.run)
     monkeypatch.chdir(Path(__file__).parents[3])
     given = ["--output", str(tmp_path / "out"), "--seeds", "0", "--jobs", "1", "--", "--max_steps", "1"]
     assert main(given) == 0
