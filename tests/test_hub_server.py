@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from hub_server import HubServer
 
@@ -58,14 +57,8 @@ def folder(tmp_path: Path) -> Path:
 
 def client(hub: HubServer, code: str, *args: Any) -> dict[str, Any]:
     """What the last `report` of a snippet said."""
-    child = subprocess.run(
-        [sys.executable, "-c", PRELUDE + code, json.dumps([str(arg) for arg in args])],
-        env={**os.environ, **hub.environment()},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,  # the assertion below shows what the child said
-    )
+    line = [sys.executable, "-c", PRELUDE + code, json.dumps([str(arg) for arg in args])]
+    child = fork_server.run(line, env=hub.environment())
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout.split("REPORT")[-1])
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 import torch
 from conftest import run_python
@@ -331,10 +332,8 @@ def stretch_command(clip_folder: Path, tmp_path: Path) -> Callable[..., subproce
     def run(*options: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         script = str(ROOT / "conversion" / "stretch.py")
         command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", script]
-        return subprocess.run(
-            [*command, str(clip_folder), "--output", str(tmp_path / "long"), *options],
-            capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **env}, timeout=300, check=False,
-        )  # fmt: skip
+        line = [*command, str(clip_folder), "--output", str(tmp_path / "long"), *options]
+        return fork_server.run(line, cwd=tmp_path, env=env)
 
     return run
 

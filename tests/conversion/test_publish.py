@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 import torch
 from conftest import run_python
@@ -571,11 +571,8 @@ def replace_config(folder: Path, config: Path) -> Path:
 
 def run_main(args: list[Any], hub: HubServer, cwd: Path) -> str:
     """The command in a process of its own, whose output never shows the token."""
-    done = subprocess.run(
-        [sys.executable, "-m", "longclip_hf.conversion.publish", *map(str, args)],
-        capture_output=True, text=True, cwd=cwd, env={**os.environ, **hub.environment(), "COLUMNS": "120"},
-        timeout=120, check=False,
-    )  # fmt: skip
+    line = [sys.executable, "-m", "longclip_hf.conversion.publish", *map(str, args)]
+    done = fork_server.run(line, cwd=cwd, env={**hub.environment(), "COLUMNS": "120"})
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
     return done.stdout
