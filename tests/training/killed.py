@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from longclip_hf.training import train
-from longclip_hf.training import trainer as trainer_module
+from longclip_hf.training import figures, train
 from longclip_hf.training.checkpoints import COMPLETE, is_complete, last_complete_checkpoint
 from longclip_hf.training.trainer import LongCLIPTrainer
 from safetensors.torch import load_file
@@ -159,6 +158,6 @@ def run(scenario: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    trainer_module.draw_curves = lambda *_: None  # half of the time of such a run, and no part of what is compared
+    figures.draw_curves = lambda *_: None  # half of the time of such a run, and no part of what is compared
     results = {scenario["name"]: run(scenario) for scenario in json.load(sys.stdin)}
     print(json.dumps(results))
