@@ -27,7 +27,7 @@ test-oldest test-newest: test-%: $(VENV)/.ready
 
 # The quick tests in the demo's environment: what to run while working.
 test-quick: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # transformers' own common model tests against our classes: none that stock CLIP passes may fail.
 test-upstream: $(VENV)/.ready

@@ -53,6 +53,7 @@ INDEPENDENT = [
     "sklearn.metrics",
     "sympy",
     "requests",
+    "httpx2",
     "httpx",
     "aiohttp",
     "rich.console",

@@ -386,7 +386,7 @@ import sys
 assert not {"torch", "transformers", "longclip_hf"} & sys.modules.keys()
 print(json.dumps([captions, input_ids.tolist(), probabilities.tolist()]))
 """
-    captions, input_ids, probabilities = json.loads(run_python(snippet, cwd=tmp_path).splitlines()[-1])
+    captions, input_ids, probabilities = json.loads(run_python(snippet, cwd=tmp_path, fresh=True).splitlines()[-1])
     processor = AutoProcessor.from_pretrained(longclip_folder)
     with Image.open(tmp_path / "photo.jpg") as image:
         inputs = processor(text=captions, images=image, padding=True, truncation=True, return_tensors="pt")

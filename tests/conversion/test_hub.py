@@ -1,10 +1,8 @@
 """Endpoints that hang, cut or ask to wait: every look-up ends soon, with one line that says what happened."""
 
 import json
-import os
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -12,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from hub_server import HubServer
 from longclip_hf.conversion import hub as hub_module
@@ -51,10 +50,7 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 def stretch(source: str, env: dict[str, str], cwd: Path) -> tuple[int, str, float]:
     """Exit code, all that was printed, and seconds."""
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), source, "--output", str(cwd / "long")],
-        capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, timeout=120, check=False,
-    )  # fmt: skip
+    done = fork_server.run([sys.executable, str(SCRIPT), source, "--output", str(cwd / "long")], cwd=cwd, env=env)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout + " ".join(done.stderr.split()), time.perf_counter() - began
 
@@ -122,10 +118,8 @@ print(json.dumps(report))
 @pytest.fixture(scope="module")
 def lookups(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     work = tmp_path_factory.mktemp("lookups")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD, Path(__file__).parents[1], work],
-        capture_output=True, text=True, cwd=work, timeout=120, check=False,
-    )  # fmt: skip
+    line = [sys.executable, "-W", "ignore", "-c", CHILD, Path(__file__).parents[1], work]
+    done = fork_server.run(line, cwd=work, env={"HF_HOME": str(work / "home")})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

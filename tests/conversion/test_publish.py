@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -402,10 +401,8 @@ def uploads(longclip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """What happened to each upload, by name; `folder` is what the first ones sent, `shown` all that was printed."""
     work = tmp_path_factory.mktemp("uploads")
     shutil.copytree(longclip_folder, work / "folder")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD, TESTS, work / "hub", SECRET, work / "folder"],
-        capture_output=True, text=True, cwd=work, timeout=120, check=False,
-    )  # fmt: skip
+    line = [sys.executable, "-W", "ignore", "-c", CHILD, TESTS, work / "hub", SECRET, work / "folder"]
+    done = fork_server.run(line, cwd=work, env={"HF_HOME": str(work / "home")})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]) | {"shown": done.stdout + done.stderr}
 

@@ -7,10 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fork_server
 import pytest
 import torch
 from conftest import run_python
@@ -655,10 +657,11 @@ class TestProcess:
         self, number: signal.Signals, clip_folder: Path, tmp_path: Path, capsys: Capture
     ) -> None:
         args = [str(clip_folder), "--output", str(tmp_path / "long")]
-        with subprocess.Popen(
-            [sys.executable, "-c", STALLED, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as child:
-            assert child.stdout.readline() == "copying\n"
+        with fork_server.Fork([sys.executable, "-c", STALLED, *args]) as child:
+            limit = time.monotonic() + 60
+            while child.printed()[0] != "copying\n" and time.monotonic() < limit:
+                time.sleep(0.02)
+            assert child.printed()[0] == "copying\n"
             (work,) = tmp_path.iterdir()
             assert (work / "model.safetensors").stat().st_size > 1000
             child.send_signal(number)

@@ -1,12 +1,11 @@
 """The trainer never trains something else than its settings say, or nothing."""
 
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 import torch
 from longclip_hf.training.checkpoints import read_record
@@ -38,20 +37,10 @@ except TrainingError as error:
 @pytest.mark.parametrize("use_cpu", [False, True])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="processes that see their GPU do train together")
 def test_processes_that_would_train_apart(use_cpu: bool, longclip_folder: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), "WORLD_SIZE": "2"}
-    env |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    env = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     command = [sys.executable, "-c", ALONE_TOGETHER, str(longclip_folder), str(tmp_path), str(use_cpu)]
-    started = [
-        subprocess.Popen(
-            command, env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stdout=subprocess.PIPE
-        )
-        for rank in range(2)
-    ]
-    for process in started:
-        said, _ = process.communicate(timeout=150)
+    for process in fork_server.run_ranks(command, 2, env=env):
+        said = process.stdout
         refused = "How many processes train together? accelerate says 1" in said and "--use_cpu" in said
         assert refused == (not use_cpu), said
 
