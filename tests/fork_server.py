@@ -140,7 +140,7 @@ class Fork:
         self.returncode: int | None = None
         environment = {**os.environ, **variables(), **(env or {})}
         request = {"command": self.args[1:], "cwd": os.fspath(cwd or Path.cwd()), "env": environment}
-        self._out, self._err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         out = self._out if stdout in (None, subprocess.PIPE) else stdout
         err = out if stderr == subprocess.STDOUT else self._err if stderr in (None, subprocess.PIPE) else stderr
         self._answers, theirs = socket.socketpair()
@@ -164,12 +164,10 @@ class Fork:
         return number
 
     def printed(self) -> tuple[str, str]:
-        """So far."""
-        texts = []
-        for file in (self._out, self._err):
-            file.seek(0)
-            texts.append(file.read())
-        return texts[0], texts[1]
+        """So far. Read without a move of the place in the file, which is the process's, too."""
+        files = (self._out.fileno(), self._err.fileno())
+        out, err = (os.pread(file, os.fstat(file).st_size, 0).decode() for file in files)
+        return out, err
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
