@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import broadcast_object_list
 from longclip_hf.training.arguments import BEST_METRIC, LongCLIPTrainingArguments
 from longclip_hf.training.captions import CaptionStream
 from longclip_hf.training.checkpoints import check_readable, last_complete_checkpoint, read_record
@@ -144,7 +145,8 @@ class LongCLIPTrainer(SavingTrainer):
 
     def _prepare_model(self, model: nn.Module) -> None:
         clip, args = clip_of(model), self.args
-        self._model_settings = describe_model(model)
+        # Those of process 0: under FSDP the others may get their weights from it, later.
+        self._model_settings = broadcast_object_list([describe_model(model)])[0]
         if args.logit_scale is not None:
             with torch.no_grad():
                 clip.logit_scale.fill_(math.log(args.logit_scale))

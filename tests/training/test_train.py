@@ -518,7 +518,7 @@ def test_one_process_with_bad_data_ends_all(
         [*map(str, line), "--on_bad_row", "error", "--output_dir", "out"],
         capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300, check=False,
     )  # fmt: skip
-    assert done.returncode != 0 and time.monotonic() - begin < 60
+    assert done.returncode != 0 and time.monotonic() - begin < 150  # a group waits for half an hour
     assert "cannot be trained on" in done.stderr and "error (process " in done.stderr
 
 
