@@ -118,8 +118,7 @@ def read_files(source: str, folder: Path, files: list[Path], stretched: bool = F
     """`read_checkpoint` of a folder whose weights are in `files`: a variant of several, under names of its own."""
     config = _read_config(source, folder, stretched)
     tensors = {name: tensor for file in files for name, tensor in _read_weights(file).items()}
-    if not isinstance(config, CLIPConfig) and POSITION_TABLE.removeprefix("text_model.") in tensors:
-        # A text tower that transformers 5 saved under its flat names.
+    if not isinstance(config, CLIPConfig):
         tensors = {_nested(name): tensor for name, tensor in tensors.items()}
     dropped = [name for name in DERIVED_BUFFERS if tensors.pop(name, None) is not None]
     checkpoint = Checkpoint(source, folder, config, tensors, dropped)
@@ -255,6 +254,11 @@ def _read_weights(file: Path) -> dict[str, StoredTensor]:
 
 
 def _nested(name: str) -> str:
+    """CLIP's name of a tensor of a text tower that transformers 5 saved: flat, or, if 5.6 to 5.9 had taken the tower out
+    of a whole CLIP, its projection nested too.
+    """
+    if name == "text_model.text_projection.weight":
+        return "text_projection.weight"
     return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else name
 
 
