@@ -254,8 +254,8 @@ def _read_weights(file: Path) -> dict[str, StoredTensor]:
 
 
 def _nested(name: str) -> str:
-    """CLIP's name of a tensor of a text tower that transformers 5 saved: flat, or, if 5.6 to 5.9 had taken the tower out
-    of a whole CLIP, its projection nested too.
+    """CLIP's name of a tensor of a text tower that transformers 5 saved: flat, or, by 5.6 to 5.9 and of a tower that
+    came out of a whole CLIP, with a nested projection too.
     """
     if name == "text_model.text_projection.weight":
         return "text_projection.weight"
