@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from huggingface_hub import ModelCardData
 from longclip_hf.conversion import folder as folder_module
 from longclip_hf.conversion.folder import write_card, write_code, write_image_processor, write_tokenizer
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, CLIPTokenizerFast
 
 from examples.random_clip import SENTENCES
 from longclip_hf.errors import ConversionError, LongCLIPError
@@ -226,10 +227,14 @@ class TestTokenizer:
             write_tokenizer(tmp_path / "written", tmp_path / "source", "name", 248)
 
 
-def pixels(folder: Path) -> torch.Tensor:
+def image_processor(folder: Path, clip_folder: Path) -> Any:
+    """Of the class that AutoProcessor takes; AutoImageProcessor asks for torchvision in the first releases of 5."""
+    return type(AutoProcessor.from_pretrained(clip_folder, use_fast=False).image_processor).from_pretrained(folder)
+
+
+def pixels(folder: Path, clip_folder: Path) -> torch.Tensor:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    processor = AutoImageProcessor.from_pretrained(folder, use_fast=False)
-    return processor(image, return_tensors="pt")["pixel_values"]
+    return image_processor(folder, clip_folder)(image, return_tensors="pt")["pixel_values"]
 
 
 class TestImageProcessor:
@@ -243,16 +248,16 @@ class TestImageProcessor:
         if form == "openai":
             shutil.copy(clip_folder / "preprocessor_config.json", source)
         else:
-            AutoImageProcessor.from_pretrained(clip_folder, use_fast=False).save_pretrained(source)
+            image_processor(clip_folder, clip_folder).save_pretrained(source)
         if form == "processor_config":
             file = source / "preprocessor_config.json"
             nested = {"image_processor": json.loads(file.read_text()), "processor_class": "CLIPProcessor"}
             (source / "processor_config.json").write_text(json.dumps(nested))
             file.unlink()
         write_image_processor(written, source, "source")
-        ours = pixels(written)
+        ours = pixels(written, clip_folder)
         assert ours.shape == (1, 3, 32, 32) and ours.std() > 0.1
-        assert torch.equal(ours, pixels(clip_folder))
+        assert torch.equal(ours, pixels(clip_folder, clip_folder))
         settings = json.loads((written / "preprocessor_config.json").read_text())
         assert settings["image_processor_type"] == "CLIPImageProcessor"
         assert "feature_extractor_type" not in settings
