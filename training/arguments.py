@@ -58,8 +58,9 @@ class LongCLIPTrainingArguments(MethodSettings, TrainingArguments):
             scale = getattr(self, name)
             if scale is not None and scale <= 0:
                 raise ValueError(f"{name} is the factor itself, 100 and not its logarithm: above 0, got {scale}.")
-        if None not in (bounds := (self.min_logit_scale, self.max_logit_scale)) and bounds[0] > bounds[1]:
-            raise ValueError(f"min_logit_scale {bounds[0]} lies above max_logit_scale {bounds[1]}.")
+        low, high = self.min_logit_scale, self.max_logit_scale
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_logit_scale {low} lies above max_logit_scale {high}.")
 
     @property
     def device(self) -> torch.device:

@@ -279,7 +279,7 @@ class LongCLIPTrainer(SavingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         args: LongCLIPTrainingArguments = self.args
-        check_batch(inputs, args.strategy)
+        check_batch(inputs, Strategy(args.strategy))
         if args.strategy == Strategy.MIXED_LENGTH:
             place = self.state.global_step, self._batch_of_step[1]
             inputs = with_mixed_captions(inputs, args.mixed_length_share, args.seed, *place)
