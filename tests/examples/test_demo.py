@@ -20,7 +20,7 @@ from longclip_hf.results import read_results
 
 ROOT = Path(__file__).parents[2]
 # Of the whole demo, so much that its claims can be seen.
-REDUCED = ("--steps", "40", "--rows", "3000", "--test_rows", "120")
+REDUCED = ("--steps", "30", "--rows", "3000", "--test_rows", "120")
 
 
 # Points, by less than what was measured: see examples/scenes/README.md for the whole demo's.
