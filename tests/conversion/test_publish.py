@@ -139,7 +139,11 @@ class TestPrepare:
             ("long", [], "long names no user or organisation: write USER/long."),
             ("user/lo ng", [], "user/lo ng is no Hub id"),
             ("user/a/b", [], "user/a/b is no Hub id"),
-            ("user/long", ["--results", "nowhere.json"], "nowhere.json: no such results file."),
+            (
+                "user/long",
+                ["--results", "nowhere.json"],
+                "nowhere.json could not be read as results: [Errno 2] No such file",
+            ),
             ("user/long", ["--results-model", "it"], "--results-model is for --results FILE, which is missing."),
         ],
     )
