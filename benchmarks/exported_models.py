@@ -19,15 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from transformers import AutoProcessor
+
+from examples.random_clip import SIZES, write_checkpoint
 from longclip_hf.conversion import towers
 from longclip_hf.conversion.export import PRECISIONS, ExportReport, export
 from longclip_hf.conversion.stretch import stretch
 from longclip_hf.evaluation.benchmarks import Retrieval, load_benchmark
 from longclip_hf.evaluation.retrieval import Ranks, retrieval_ranks
-from tokenizers import Tokenizer
-from transformers import AutoProcessor
-
-from examples.random_clip import SIZES, write_checkpoint
 from longclip_hf.images import decode_image
 from longclip_hf.results import Direction
 

@@ -18,8 +18,9 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from longclip_hf.training.components import primary_components
 from torch.nn import functional as F
+
+from longclip_hf.training.components import primary_components
 
 NUM_COMPONENTS = 32
 SHAPES = ("2048x768", "1024x768", "256x512")

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from longclip_hf.training.collator import CaptionCollator
 from PIL import Image, ImageFilter, ImageOps
 from transformers import CLIPImageProcessor
 
 from longclip_hf.images import MAX_PIXELS, decode_image
+from longclip_hf.training.collator import CaptionCollator
 
 SIZES = ((224, 224), (640, 480), (2000, 1500), (6000, 4000))
 

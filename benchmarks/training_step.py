@@ -48,14 +48,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.nn  # the original uses it without importing it
-from longclip_hf.training.arguments import LongCLIPTrainingArguments
-from longclip_hf.training.captions import first_sentence
-from longclip_hf.training.collator import CaptionCollator, length_groups
-from longclip_hf.training.trainer import LongCLIPTrainer
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from examples.random_clip import SIZES, clip_config
+from longclip_hf.training.arguments import LongCLIPTrainingArguments
+from longclip_hf.training.captions import first_sentence
+from longclip_hf.training.collator import CaptionCollator, length_groups
+from longclip_hf.training.trainer import LongCLIPTrainer
 from modeling_longclip import LongCLIPConfig, LongCLIPModel
 
 VARIANTS = ("ours", "padded", "cached", "original")

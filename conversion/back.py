@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import CLIPConfig
+
 from longclip_hf.conversion import key_map, layouts, parity
 from longclip_hf.conversion.checkpoint import read_checkpoint
 from longclip_hf.conversion.conversions import LAYOUTS, ConversionReport
 from longclip_hf.conversion.open_clip_config import OPEN_CLIP_CONFIG, open_clip_config
 from longclip_hf.conversion.settings import read_settings
 from longclip_hf.conversion.tensors import as_stored, load_torch, read_safetensors, write_safetensors
-from transformers import CLIPConfig
-
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import new_file, new_folder, write_json
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_url
 from huggingface_hub.errors import HFValidationError
+
 from longclip_hf.conversion.folder import render_card
 from longclip_hf.conversion.hub import CARD_RECORD
-
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import read_json
 from longclip_hf.results import DIRECTIONS, METRICS, Model, Results, Score, Value, is_share, read_results

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import ModelCard, snapshot_download
+from transformers import CLIPConfig, CLIPTextConfig, PretrainedConfig
+
 from longclip_hf.conversion.hub import fetched
 from longclip_hf.conversion.settings import read_settings
 from longclip_hf.conversion.tensors import StoredTensor, read_safetensors, read_torch, target_dtype
-from transformers import CLIPConfig, CLIPTextConfig, PretrainedConfig
-
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import inside, read_json
 from modeling_longclip import (

@@ -202,10 +202,10 @@ def _write_tokenizer(source: str, folder: Path, work: Path, encoder: "TextEncode
 
     vocab.json and merges.txt, which every version reads, are added where transformers 5 saved tokenizer.json alone.
     """
-    from longclip_hf.conversion.pipeline import unchanged_files
-    from longclip_hf.conversion.settings import read_settings
     from transformers import CLIPTokenizer, CLIPTokenizerFast
 
+    from longclip_hf.conversion.pipeline import unchanged_files
+    from longclip_hf.conversion.settings import read_settings
     from modeling_longclip.compat import write_slow_tokenizer
 
     label = f"{source}/{encoder.tokenizer}"

@@ -24,6 +24,7 @@ from longclip_hf.files import new_folder, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
+
     from longclip_hf.conversion import towers
     from longclip_hf.conversion.checkpoint import Checkpoint
 
@@ -156,6 +157,7 @@ def export(
             f'Exporting needs {error.name}, which is not installed: pip install "longclip-hf[export]".'
         ) from error
     import torch
+
     from longclip_hf.conversion import towers
 
     output = Path(output)

@@ -7,13 +7,13 @@ from typing import Any
 
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
-from longclip_hf.conversion.hub import CARD_RECORD
-from longclip_hf.conversion.settings import read_settings
 from PIL import Image
 from transformers import CLIPTokenizerFast, PretrainedConfig
 
 import longclip_hf
 import modeling_longclip
+from longclip_hf.conversion.hub import CARD_RECORD
+from longclip_hf.conversion.settings import read_settings
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import inside, read_json, write_json
 from modeling_longclip.compat import write_slow_tokenizer

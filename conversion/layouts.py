@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import CLIPConfig, CLIPModel
+
 from longclip_hf.conversion import key_map
 from longclip_hf.conversion.checkpoint import download
 from longclip_hf.conversion.open_clip_config import OPEN_CLIP_CONFIG, check_sizes, read_open_clip_config
 from longclip_hf.conversion.tensors import as_stored, load_torch, read_safetensors
-from transformers import CLIPConfig, CLIPModel
-
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import inside
 from modeling_longclip.defaults import CLIP_LENGTH

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from longclip_hf.conversion.key_map import shortened
 from transformers import CLIPConfig
 
+from longclip_hf.conversion.key_map import shortened
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import read_json
 

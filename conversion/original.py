@@ -21,16 +21,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longclip_hf.conversion.conversions import LAYOUTS, ConversionReport
-
 from longclip_hf.command import CommandParser, consoles, guarded, print_proofs
+from longclip_hf.conversion.conversions import LAYOUTS, ConversionReport
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import new_folder, read_json, write_json
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP
 
 if TYPE_CHECKING:
-    from longclip_hf.conversion.layouts import Original
     from transformers import CLIPConfig
+
+    from longclip_hf.conversion.layouts import Original
 
 PRECISIONS = ("exact", "as-released")
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -92,11 +92,11 @@ def convert(
         ProofError: if what was written is not what was meant; nothing is left behind.
     """
     import torch
+
     from longclip_hf.conversion import folder, key_map, layouts, parity
     from longclip_hf.conversion.checkpoint import find_folder, read_checkpoint
     from longclip_hf.conversion.open_clip_config import image_settings
     from longclip_hf.conversion.tensors import as_stored, read_safetensors, write_safetensors
-
     from modeling_longclip import LongCLIPConfig
     from modeling_longclip.configuration_longclip import AUTO_MAP
 
@@ -255,6 +255,7 @@ def _write_card(
 ) -> str | None:
     """The card of a Long-CLIP. Returns the licence, where it is known."""
     from huggingface_hub import ModelCardData
+
     from longclip_hf.conversion.checkpoint import stated_license
     from longclip_hf.conversion.folder import write_card
 

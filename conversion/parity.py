@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from longclip_hf.conversion.positions import arithmetic_dtype
-from longclip_hf.conversion.tensors import StoredTensor, target_dtype
 from torch import nn
 from transformers import CLIPTextConfig
 
+from longclip_hf.conversion.positions import arithmetic_dtype
+from longclip_hf.conversion.tensors import StoredTensor, target_dtype
 from longclip_hf.errors import ProofError
 from modeling_longclip.compat import text_transformer
 

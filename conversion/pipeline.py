@@ -8,7 +8,6 @@ from pathlib import Path
 from longclip_hf.conversion.checkpoint import Checkpoint, read_files
 from longclip_hf.conversion.hub import fetched
 from longclip_hf.conversion.settings import read_settings
-
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import inside
 from modeling_longclip.defaults import CLIP_LENGTH

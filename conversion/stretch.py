@@ -86,11 +86,11 @@ def stretch(
         ProofError: if what was written is not what was meant; nothing is left behind.
     """
     import torch
+
     from longclip_hf.conversion import folder, parity
     from longclip_hf.conversion.checkpoint import POSITION_TABLE, find_folder, long_config, read_checkpoint
     from longclip_hf.conversion.positions import stretch_positions
     from longclip_hf.conversion.tensors import read_safetensors, write_safetensors
-
     from modeling_longclip.configuration_longclip import AUTO_MAP
 
     output = Path(output)
@@ -212,6 +212,7 @@ def stretch(
 
 def _write_card(work: Path, checkpoint: "Checkpoint", config: Any, dtype: str | None, proofs: dict[str, str]) -> None:
     from huggingface_hub import ModelCardData
+
     from longclip_hf.conversion.folder import write_card
 
     text = getattr(config, "text_config", config)

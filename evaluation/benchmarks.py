@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from longclip_hf.errors import BenchmarkError, JSONListError
 from longclip_hf.evaluation import imagenet, readers
 from longclip_hf.evaluation.data import Classification, ImageFile, Retrieval, classification, retrieval
 from longclip_hf.evaluation.sources import Columns, read_source
-
-from longclip_hf.errors import BenchmarkError, JSONListError
 
 __all__ = ["BENCHMARKS", "Benchmark", "Classification", "Columns", "ImageFile", "Retrieval", "load_benchmark"]
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from longclip_hf.evaluation.retrieval import Ranks, ranks_among
 from torch.nn import functional as F
+
+from longclip_hf.evaluation.retrieval import Ranks, ranks_among
 
 
 def class_embeddings(text_embeds: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+
 from longclip_hf.evaluation.intervals import Interval, bootstrap_means, percentiles
 
 

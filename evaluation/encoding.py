@@ -19,6 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPModel
+
+from longclip_hf.errors import EncodingError, ImageError
 from longclip_hf.evaluation.data import ImageFile
 from longclip_hf.evaluation.feature_store import FeatureStore
 from longclip_hf.evaluation.loading import (
@@ -31,13 +38,6 @@ from longclip_hf.evaluation.loading import (
     positions_of,
     some,
 )
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
-from torch.utils.data import DataLoader, Dataset
-from transformers import CLIPModel
-
-from longclip_hf.errors import EncodingError, ImageError
 from longclip_hf.images import MAX_PIXELS, decode_image
 from modeling_longclip.compat import features
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
 from longclip_hf.evaluation.classification import accuracy, class_embeddings, classification_ranks
 from longclip_hf.evaluation.effective_length import effective_length
 from longclip_hf.evaluation.intervals import bootstrap_interval

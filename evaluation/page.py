@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from longclip_hf.evaluation.plots import colour, plots
-from longclip_hf.evaluation.tables import DEFINITIONS, made_with, notes_of, size_of, tables
 from markupsafe import Markup
 
+from longclip_hf.evaluation.plots import colour, plots
+from longclip_hf.evaluation.tables import DEFINITIONS, made_with, notes_of, size_of, tables
 from longclip_hf.files import write_atomically
 from longclip_hf.results import DIRECTIONS, BenchmarkInfo, Direction, Results
 

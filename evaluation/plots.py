@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from longclip_hf.evaluation.tables import percent, scores_of, size_of
-
 from longclip_hf.results import (
     DIRECTIONS,
     METRICS,

@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from longclip_hf.errors import BenchmarkError, LongCLIPError
 from longclip_hf.evaluation.data import IMAGE_SUFFIXES, ImageFile, Labelled, Pairs, counted, image_file
 from longclip_hf.evaluation.imagenet import wordnet_ids
-
-from longclip_hf.errors import BenchmarkError, LongCLIPError
 from longclip_hf.json_list import json_objects
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from longclip_hf.evaluation.plots import plots
 from longclip_hf.evaluation.tables import markdown_table
-
 from longclip_hf.files import write_atomically
 from longclip_hf.results import Results
 

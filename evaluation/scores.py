@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
+
 from longclip_hf.evaluation.effective_length import LengthCurve, effective_length
 from longclip_hf.evaluation.intervals import (
     Interval,
@@ -13,8 +15,6 @@ from longclip_hf.evaluation.intervals import (
     percentiles,
 )
 from longclip_hf.evaluation.retrieval import Ranks
-from torch.nn import functional as F
-
 from longclip_hf.results import Difference, Direction, EffectiveLength, Value, is_share
 
 KS = {"retrieval": (1, 5, 10), "classification": (1, 5)}

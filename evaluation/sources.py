@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longclip_hf.evaluation.data import IMAGE_SUFFIXES, ImageFile, Retrieval, counted, retrieval
-
 from longclip_hf.errors import BenchmarkError, ImageError
+from longclip_hf.evaluation.data import IMAGE_SUFFIXES, ImageFile, Retrieval, counted, retrieval
 from longclip_hf.image_files import Access, ImageFiles
 
 FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}

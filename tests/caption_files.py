@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from longclip_hf.training.captions import CaptionRows, CaptionStream
 from PIL import Image
+
+from longclip_hf.training.captions import CaptionRows, CaptionStream
 
 ROWS = 13
 Write = Callable[[Sequence[dict[str, Any]], Path], dict[str, Any]]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import fork_server
 import pytest
-from longclip_hf.conversion.stretch import stretch
 
 from examples.random_clip import write_checkpoint
+from longclip_hf.conversion.stretch import stretch
 
 
 def run_python(

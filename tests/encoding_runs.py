@@ -23,13 +23,13 @@ from typing import Any
 import accelerate  # noqa: F401  imported once for all
 import numpy as np
 import torch
-from longclip_hf.evaluation.benchmarks import ImageFile
-from longclip_hf.evaluation.encoding import Encoder
-from longclip_hf.evaluation.feature_store import FeatureStore
 from PIL import Image
 
 from examples.random_clip import SENTENCES
 from longclip_hf.errors import EncodingError
+from longclip_hf.evaluation.benchmarks import ImageFile
+from longclip_hf.evaluation.encoding import Encoder
+from longclip_hf.evaluation.feature_store import FeatureStore
 
 TEXTS, IMAGES, BATCH_TOKENS, BATCH_IMAGES = 29, 11, 600, 2
 KILL_AT = 3  # batches are finished before it

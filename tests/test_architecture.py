@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from conftest import run_python
-from longclip_hf.conversion.folder import CODE_FILES
 from packaging.requirements import Requirement
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 import longclip_hf.errors
 import modeling_longclip
+from longclip_hf.conversion.folder import CODE_FILES
 from modeling_longclip.configuration_longclip import AUTO_MAP
 
 ROOT = Path(__file__).parents[1]

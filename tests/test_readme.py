@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from conftest import run_python
-from longclip_hf.conversion.stretch import stretch
 
+from longclip_hf.conversion.stretch import stretch
 from modeling_longclip.compat import SUPPORTED_TRANSFORMERS
 
 ROOT = Path(__file__).parents[1]

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoProcessor, TrainerCallback
+
+from examples.random_clip import SENTENCES
 from longclip_hf.training import step as step_module
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
 from longclip_hf.training.captions import CaptionRow, first_sentence
 from longclip_hf.training.components import PrimaryComponents, primary_components
 from longclip_hf.training.trainer import LongCLIPTrainer
-from transformers import AutoProcessor, TrainerCallback
-
-from examples.random_clip import SENTENCES
 from modeling_longclip import LongCLIPModel
 
 BATCH, STEPS, HELD_OUT = 12, 2, 7

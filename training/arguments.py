@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from longclip_hf.training.settings import MethodSettings, Strategy
 from transformers import TrainingArguments
+
+from longclip_hf.training.settings import MethodSettings, Strategy
 
 # What `load_best_model_at_end` goes by where nothing else is named: see `figures.retrieval_metrics`.
 BEST_METRIC = "mean_t2i_r1"

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from longclip_hf.training.captions import BAD_ROW_CAUSES, BadRow, first_sentence, read_image
 from PIL import Image
 
 from longclip_hf.errors import DataError
 from longclip_hf.image_files import ImageFiles
 from longclip_hf.images import MAX_PIXELS, to_rgb
+from longclip_hf.training.captions import BAD_ROW_CAUSES, BadRow, first_sentence, read_image
 
 
 class CaptionCollator:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from longclip_hf.evaluation.retrieval import retrieval_ranks
 from longclip_hf.training.captions import BAD_ROW_CAUSES, bad_rows_report
 from longclip_hf.training.curves import draw_curves

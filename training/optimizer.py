@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from longclip_hf.training.arguments import LongCLIPTrainingArguments
-from longclip_hf.training.encoding import clip_of
 from torch import nn
 
 from longclip_hf.errors import TrainingError
+from longclip_hf.training.arguments import LongCLIPTrainingArguments
+from longclip_hf.training.encoding import clip_of
 
 # Name of a parameter -> its tower. Both towers count layers alike: 0 is the embeddings, the last one the projection.
 _TOWERS = {"vision": re.compile(r"^(vision_model\.|visual_projection\.)"), "text": re.compile(r"^text_(model|projec)")}

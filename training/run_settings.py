@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from longclip_hf.training.captions import CaptionRows, CaptionStream, shard_rows
 from torch.utils.data import IterableDataset
 
 from longclip_hf.errors import CheckpointError
+from longclip_hf.training.captions import CaptionRows, CaptionStream, shard_rows
 
 # Of the training arguments, those that decide which weights a run ends with: not how fast (groups, caches, workers of
 # a table), nor what is logged, evaluated and saved.
@@ -20,7 +20,7 @@ COMPARED = (
     "optim", "optim_args", "learning_rate", "vision_learning_rate", "text_learning_rate", "layer_decay",
     "frozen_vision_layers", "frozen_text_layers",
     "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay", "decay_all",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "distinct_short_captions",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed",
     "bf16", "fp16",
 )  # fmt: skip
 SAMPLES = 16  # rows of the data and numbers of every tensor that make a fingerprint

@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer
+
+from longclip_hf.errors import CheckpointError
 from longclip_hf.training.checkpoints import (
     COMPLETE,
     REMEDY,
@@ -18,11 +23,6 @@ from longclip_hf.training.checkpoints import (
     mark_complete,
 )
 from longclip_hf.training.encoding import clip_of
-from safetensors import SafetensorError
-from torch import nn
-from transformers import Trainer
-
-from longclip_hf.errors import CheckpointError
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import complete_processor
 

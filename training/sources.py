@@ -6,6 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from torch.utils.data import Subset
+
+from longclip_hf.errors import DataError, JSONListError
+from longclip_hf.image_files import ImageFiles
+from longclip_hf.json_list import json_objects
 from longclip_hf.training.captions import (
     BAD_ROW_CAUSES,
     BadRow,
@@ -17,12 +23,6 @@ from longclip_hf.training.captions import (
     shard_rows,
 )
 from longclip_hf.training.settings import DataArguments
-from PIL import Image
-from torch.utils.data import Subset
-
-from longclip_hf.errors import DataError, JSONListError
-from longclip_hf.image_files import ImageFiles
-from longclip_hf.json_list import json_objects
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn import functional as F
+
+from longclip_hf.errors import TrainingError
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
 from longclip_hf.training.components import primary_components, second_moments
 from longclip_hf.training.encoding import Embeddings
@@ -18,9 +21,6 @@ from longclip_hf.training.losses import (
     undistinguished_loss,
 )
 from longclip_hf.training.settings import Strategy
-from torch.nn import functional as F
-
-from longclip_hf.errors import TrainingError
 
 WITHOUT_SHORT = (Strategy.LONG_ONLY, Strategy.MIXED_LENGTH)  # strategies that encode no short captions
 

@@ -227,13 +227,13 @@ def run(settings: Settings) -> dict[str, float]:
         ValueError: for settings that do not fit each other, the model or the data.
     """
     import torch
+    from transformers import AutoProcessor, PrinterCallback, TrainerCallback, set_seed
+
     from longclip_hf.training.captions import CaptionStream
     from longclip_hf.training.checkpoints import last_complete_checkpoint
     from longclip_hf.training.collator import CaptionCollator
     from longclip_hf.training.sources import load_rows
     from longclip_hf.training.trainer import LongCLIPTrainer
-    from transformers import AutoProcessor, PrinterCallback, TrainerCallback, set_seed
-
     from modeling_longclip import LongCLIPModel
     from modeling_longclip.defaults import CLIP_LENGTH
 

@@ -15,6 +15,11 @@ from typing import Any
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainerCallback
+
+from longclip_hf.errors import TrainingError
 from longclip_hf.training.arguments import BEST_METRIC, LongCLIPTrainingArguments
 from longclip_hf.training.captions import CaptionStream
 from longclip_hf.training.checkpoints import check_readable, last_complete_checkpoint, read_record
@@ -37,11 +42,6 @@ from longclip_hf.training.run_settings import changes_since, describe_model, des
 from longclip_hf.training.saving import SavingTrainer, has_adapters
 from longclip_hf.training.settings import Strategy
 from longclip_hf.training.step import WITHOUT_SHORT, check_batch, step_loss, with_mixed_captions
-from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback
-
-from longclip_hf.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 

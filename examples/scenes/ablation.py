@@ -362,11 +362,11 @@ def share_kept() -> str:
     """What 8, 16 ... components carry of the variance of the base's image features, in a batch of the recipe."""
     import torch
     import yaml
-    from longclip_hf.training.components import primary_components
     from torch.nn import functional as F
     from transformers import AutoProcessor, CLIPModel
 
     from examples.scenes.dataset import example
+    from longclip_hf.training.components import primary_components
     from modeling_longclip.compat import features
 
     batch = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["per_device_train_batch_size"]
@@ -474,8 +474,9 @@ def _draw(draw: Callable[[Any], None], panels: int, file: Path) -> None:
     import io
 
     import matplotlib.style
-    from longclip_hf.evaluation.plots import STYLE
     from matplotlib.figure import Figure
+
+    from longclip_hf.evaluation.plots import STYLE
 
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(3.4 * panels, 2.8), layout="constrained", dpi=200)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
-from longclip_hf.conversion.checkpoint import DERIVED_BUFFERS
 from safetensors.torch import load_file, save_file
+
+from longclip_hf.conversion.checkpoint import DERIVED_BUFFERS
 
 # The same examples in every run: what a run finds, the next one finds again.
 settings.register_profile("conversion", deadline=None, max_examples=60, derandomize=True)

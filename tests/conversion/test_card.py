@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from longclip_hf.conversion import card
-from longclip_hf.conversion.card import make_card, read_evaluations, read_origin
 from sample_results import sample_results
 
 from longclip_hf import results as evaluation_results
+from longclip_hf.conversion import card
+from longclip_hf.conversion.card import make_card, read_evaluations, read_origin
 from longclip_hf.errors import ConversionError, LongCLIPError, ResultsError
 
 Copy = Callable[[Path], Path]

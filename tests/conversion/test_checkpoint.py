@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from examples.random_clip import clip_config
 from longclip_hf.conversion.checkpoint import (
     DERIVED_BUFFERS,
     POSITION_TABLE,
@@ -16,10 +20,6 @@ from longclip_hf.conversion.checkpoint import (
     read_checkpoint,
 )
 from longclip_hf.conversion.stretch import stretch
-from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-from examples.random_clip import clip_config
 from longclip_hf.errors import ConversionError, FileError, LongCLIPError
 from modeling_longclip import (
     LongCLIPConfig,

@@ -15,14 +15,14 @@ import torch
 import transformers
 from conftest import run_python
 from hub_server import HubServer
-from longclip_hf.conversion.checkpoint import DERIVED_BUFFERS, POSITION_TABLE
-from longclip_hf.conversion.diffusion import convert, main
-from longclip_hf.conversion.positions import stretch_positions
-from longclip_hf.conversion.stretch import stretch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from examples.random_clip import clip_config, write_image_settings, write_tokenizer
+from longclip_hf.conversion.checkpoint import DERIVED_BUFFERS, POSITION_TABLE
+from longclip_hf.conversion.diffusion import convert, main
+from longclip_hf.conversion.positions import stretch_positions
+from longclip_hf.conversion.stretch import stretch
 from longclip_hf.errors import ConversionError, FileError, LongCLIPError
 from modeling_longclip import LongCLIPTextModel
 

@@ -17,15 +17,15 @@ import torch
 from conftest import run_python
 from hypothesis import given
 from hypothesis import strategies as st
-from longclip_hf.conversion import towers
-from longclip_hf.conversion.export import ExportReport, export, main
-from longclip_hf.evaluation.benchmarks import ImageFile, Retrieval
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, CLIPTextModelWithProjection
 
 from benchmarks.exported_models import recall_drift, text_batches
+from longclip_hf.conversion import towers
+from longclip_hf.conversion.export import ExportReport, export, main
 from longclip_hf.errors import ConversionError, ProofError
+from longclip_hf.evaluation.benchmarks import ImageFile, Retrieval
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import features
 

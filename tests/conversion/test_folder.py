@@ -10,12 +10,12 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import ModelCardData
-from longclip_hf.conversion import folder as folder_module
-from longclip_hf.conversion.folder import write_card, write_code, write_image_processor, write_tokenizer
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, CLIPTokenizerFast
 
 from examples.random_clip import SENTENCES
+from longclip_hf.conversion import folder as folder_module
+from longclip_hf.conversion.folder import write_card, write_code, write_image_processor, write_tokenizer
 from longclip_hf.errors import ConversionError, LongCLIPError
 
 slow_tokenizer = pytest.mark.skipif(

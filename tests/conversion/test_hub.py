@@ -13,8 +13,8 @@ from typing import Any
 import fork_server
 import pytest
 from hub_server import HubServer
-from longclip_hf.conversion import hub as hub_module
 
+from longclip_hf.conversion import hub as hub_module
 from longclip_hf.errors import ConversionError
 
 SCRIPT = Path(__file__).parents[2] / "conversion" / "stretch.py"

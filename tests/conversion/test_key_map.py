@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from longclip_hf.conversion.key_map import TABLE, check_names, round_as_released, to_original, to_ours
 from transformers import CLIPConfig, CLIPModel
 
+from longclip_hf.conversion.key_map import TABLE, check_names, round_as_released, to_original, to_ours
 from longclip_hf.errors import ConversionError
 from tests.conversion.straight_line import random_state
 

@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import CLIPModel
+
+from examples.random_clip import SIZES
+from examples.random_clip import clip_config as random_clip_config
 from longclip_hf.conversion.key_map import to_original
 from longclip_hf.conversion.layouts import Original, clip_config, merge_tables, read_original, stretch_settings
 from longclip_hf.conversion.open_clip_config import (
@@ -16,11 +21,6 @@ from longclip_hf.conversion.open_clip_config import (
     open_clip_config,
     read_open_clip_config,
 )
-from safetensors.torch import save_file
-from transformers import CLIPModel
-
-from examples.random_clip import SIZES
-from examples.random_clip import clip_config as random_clip_config
 from longclip_hf.errors import ConversionError, LongCLIPError
 from tests.conversion.straight_line import random_state
 

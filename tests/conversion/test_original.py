@@ -14,6 +14,10 @@ import pytest
 import torch
 from conftest import run_python
 from hub_server import HubServer
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel
+
+from examples.random_clip import SIZES, write_image_settings, write_tokenizer
 from longclip_hf.conversion import back as back_module
 from longclip_hf.conversion import layouts
 from longclip_hf.conversion import tensors as tensors_module
@@ -21,10 +25,6 @@ from longclip_hf.conversion.back import convert_back
 from longclip_hf.conversion.layouts import OPEN_CLIP_CONFIG
 from longclip_hf.conversion.original import convert, main
 from longclip_hf.conversion.stretch import stretch
-from safetensors.torch import load_file, save_file
-from transformers import CLIPModel
-
-from examples.random_clip import SIZES, write_image_settings, write_tokenizer
 from longclip_hf.errors import ConversionError, LongCLIPError, ProofError
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import features

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig
+
 from longclip_hf.conversion.checkpoint import POSITION_TABLE
 from longclip_hf.conversion.parity import prove_formula, prove_kept_rows, prove_same_tensors, prove_short_features
 from longclip_hf.conversion.positions import stretch_positions
 from longclip_hf.conversion.tensors import StoredTensor, read_safetensors, read_torch
-from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig
-
 from longclip_hf.errors import ProofError
 from modeling_longclip import LongCLIPConfig
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from longclip_hf.conversion.positions import stretch_positions, stretched_length
 
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from conftest import run_python
 from hub_server import HubServer
+from PIL import Image
+from transformers import AutoProcessor
+
+from examples.random_clip import write_checkpoint
 from longclip_hf.conversion import folder as folder_module
 from longclip_hf.conversion import hub as hub_module
 from longclip_hf.conversion import publish
 from longclip_hf.conversion.publish import check_loads, choose_files, main, prepare, write_card
 from longclip_hf.conversion.stretch import stretch
-from PIL import Image
-from transformers import AutoProcessor
-
-from examples.random_clip import write_checkpoint
 from longclip_hf.errors import ConversionError
 from modeling_longclip import LongCLIPModel
 

@@ -10,11 +10,11 @@ import pytest
 from conftest import run_python
 from hypothesis import given
 from hypothesis import strategies as st
+
 from longclip_hf.conversion import folder as folder_module
 from longclip_hf.conversion.checkpoint import read_checkpoint
 from longclip_hf.conversion.settings import read_settings, without_foreign_code
 from longclip_hf.conversion.stretch import main
-
 from longclip_hf.errors import LongCLIPError
 from modeling_longclip.configuration_longclip import AUTO_MAP
 

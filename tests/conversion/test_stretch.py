@@ -17,15 +17,15 @@ import pytest
 import torch
 from conftest import run_python
 from hub_server import HubServer
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
+
+from examples.random_clip import SENTENCES, SIZES, write_checkpoint
 from longclip_hf.conversion import folder as folder_module
 from longclip_hf.conversion import tensors
 from longclip_hf.conversion.checkpoint import DERIVED_BUFFERS, POSITION_TABLE
 from longclip_hf.conversion.positions import stretch_positions
 from longclip_hf.conversion.stretch import main, stretch
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
-
-from examples.random_clip import SENTENCES, SIZES, write_checkpoint
 from longclip_hf.errors import ConversionError, FileError
 from modeling_longclip import LongCLIPConfig, LongCLIPModel, LongCLIPTextModel, LongCLIPTextModelWithProjection
 from modeling_longclip.compat import features

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
 from longclip_hf.conversion import tensors as tensors_module
 from longclip_hf.conversion.tensors import (
     DTYPE_NAMES,
@@ -25,9 +28,6 @@ from longclip_hf.conversion.tensors import (
     target_dtype,
     write_safetensors,
 )
-from safetensors.torch import load_file, save_file
-from torch import nn
-
 from longclip_hf.errors import ConversionError
 
 NAMES = ["bias", "weight", "scalar", "empty", "half", "brain", "double", "ids", "short_ids", "bytes", "mask"]

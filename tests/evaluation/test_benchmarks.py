@@ -14,11 +14,11 @@ from typing import Any
 import datasets
 import pytest
 from conftest import run_python
-from longclip_hf.evaluation.benchmarks import BENCHMARKS, Classification, Columns, Retrieval, load_benchmark
 from open_clip_stub import NAMES, TEMPLATES, write_open_clip
 from PIL import Image
 
 from longclip_hf.errors import BenchmarkError, ImageError
+from longclip_hf.evaluation.benchmarks import BENCHMARKS, Classification, Columns, Retrieval, load_benchmark
 
 # `datasets` leaves a CSV file open, which Python notices at any later time.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Exception ignored .*\.csv:pytest.PytestUnraisableExceptionWarning")

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from longclip_hf.evaluation.classification import accuracy, class_embeddings, classification_ranks
 from sklearn.metrics import top_k_accuracy_score
 from torch.nn import functional as F
+
+from longclip_hf.evaluation.classification import accuracy, class_embeddings, classification_ranks
 
 
 def test_class_embeddings_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from longclip_hf.evaluation.effective_length import default_lengths, effective_length, gain_of_longer
 from longclip_hf.evaluation.intervals import bootstrap_interval
 

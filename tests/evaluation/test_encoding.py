@@ -19,9 +19,6 @@ import torch
 from conftest import run_python
 from encoding_runs import KILL_AT, encoded, make_captions, make_encoder, make_images
 from hub_server import HubServer
-from longclip_hf.evaluation.benchmarks import ImageFile
-from longclip_hf.evaluation.encoding import Encoder
-from longclip_hf.evaluation.feature_store import FeatureStore
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -29,6 +26,9 @@ from transformers import AutoProcessor, CLIPModel, CLIPTextModelWithProjection, 
 
 from examples.random_clip import SENTENCES, write_image_settings, write_tokenizer
 from longclip_hf.errors import EncodingError
+from longclip_hf.evaluation.benchmarks import ImageFile
+from longclip_hf.evaluation.encoding import Encoder
+from longclip_hf.evaluation.feature_store import FeatureStore
 from modeling_longclip.compat import features
 from modeling_longclip.defaults import LENGTH
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run_python
+
 from longclip_hf.evaluation.classification import accuracy, class_embeddings, classification_ranks
 from longclip_hf.evaluation.effective_length import effective_length
 from longclip_hf.evaluation.evaluate_metric import FEATURES, LongCLIPMetric

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longclip_hf.evaluation.feature_store import FeatureStore
 from safetensors.torch import load_file, save_file
 
 from longclip_hf.errors import FileError
+from longclip_hf.evaluation.feature_store import FeatureStore
 
 SPACE, OTHER = "a" * 64, "b" * 64
 

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from longclip_hf.evaluation import imagenet
 from open_clip_stub import NAMES, TEMPLATES, write_open_clip
+
+from longclip_hf.evaluation import imagenet
 
 
 @pytest.fixture

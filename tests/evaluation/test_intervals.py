@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from longclip_hf.evaluation.intervals import (
     bootstrap_interval,
     bootstrap_means,

@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from longclip_hf.evaluation.page import Miss, thumbnail, write_page
 from PIL import Image
 from sample_results import sample_results
+
+from longclip_hf.evaluation.page import Miss, thumbnail, write_page
 
 HOSTILE = "</p></li><script>alert(1)</script><img src=x onerror=alert(2)> \"'><b>&amp; {{ 7 * 7 }} {% raw %}"
 FIRST = "openai/clip-vit-base-patch16"

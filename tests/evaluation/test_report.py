@@ -8,14 +8,14 @@ from pathlib import Path
 
 import matplotlib
 import pytest
-from longclip_hf.evaluation import plots as drawing
-from longclip_hf.evaluation.plots import plots
-from longclip_hf.evaluation.report import write_report
-from longclip_hf.evaluation.tables import markdown_table
 from matplotlib.figure import Figure
 from PIL import Image
 from sample_results import histogram, sample_results
 
+from longclip_hf.evaluation import plots as drawing
+from longclip_hf.evaluation.plots import plots
+from longclip_hf.evaluation.report import write_report
+from longclip_hf.evaluation.tables import markdown_table
 from longclip_hf.results import Results, Value
 
 

@@ -5,10 +5,11 @@ import torch
 from conftest import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longclip_hf.evaluation import retrieval
-from longclip_hf.evaluation.retrieval import Ranks, ranks_among, retrieval_ranks, summary
 from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
 from torch.nn import functional as F
+
+from longclip_hf.evaluation import retrieval
+from longclip_hf.evaluation.retrieval import Ranks, ranks_among, retrieval_ranks, summary
 
 IMAGES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
 CAPTIONS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6], [0.0, 1.0]])

@@ -9,11 +9,11 @@ import fork_server
 import pytest
 import torch
 from caption_files import imagefolder, make_rows, png
-from longclip_hf.evaluation import run
-from longclip_hf.evaluation.benchmarks import load_benchmark
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
+from longclip_hf.evaluation import run
+from longclip_hf.evaluation.benchmarks import load_benchmark
 from longclip_hf.images import decode_image
 from longclip_hf.results import Results, read_results
 from modeling_longclip.compat import features

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import fork_server
 import pytest
-from longclip_hf.evaluation.benchmarks import BENCHMARKS
-from longclip_hf.training.checkpoints import COMPLETE
-from longclip_hf.training.train import parse
 
 from examples.demo import REAL_USE, draw_ranking, figures, main
+from longclip_hf.evaluation.benchmarks import BENCHMARKS
 from longclip_hf.files import read_json
 from longclip_hf.results import read_results
+from longclip_hf.training.checkpoints import COMPLETE
+from longclip_hf.training.train import parse
 
 ROOT = Path(__file__).parents[2]
 # Of the whole demo, so much that its claims can be seen.

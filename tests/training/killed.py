@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+
 from longclip_hf.training import figures, train
 from longclip_hf.training.checkpoints import COMPLETE, is_complete, last_complete_checkpoint
 from longclip_hf.training.trainer import LongCLIPTrainer
-from safetensors.torch import load_file
 
 
 def kill() -> None:

@@ -12,6 +12,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
 from longclip_hf.training.components import primary_components, second_moments
 from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
 from longclip_hf.training.losses import (
@@ -24,9 +28,6 @@ from longclip_hf.training.losses import (
     undistinguished_loss,
 )
 from longclip_hf.training.settings import Strategy
-from torch import nn
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 BATCH, WIDTH, DIM = 24, 7, 6
 CASES = {

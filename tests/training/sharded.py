@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+
 from longclip_hf.training import train
 
 original = AcceleratorState.__init__

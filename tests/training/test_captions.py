@@ -31,6 +31,12 @@ from caption_files import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset
+
+from longclip_hf.errors import DataError
+from longclip_hf.image_files import ImageFiles
+from longclip_hf.images import to_rgb
 from longclip_hf.training.captions import (
     BAD_ROW_CAUSES,
     CaptionRows,
@@ -45,12 +51,6 @@ from longclip_hf.training.captions import (
 )
 from longclip_hf.training.settings import DataArguments
 from longclip_hf.training.sources import load_rows
-from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset
-
-from longclip_hf.errors import DataError
-from longclip_hf.image_files import ImageFiles
-from longclip_hf.images import to_rgb
 
 # Python 3.12 warns of the fork by which dataloader workers begin.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

@@ -20,17 +20,17 @@ from caption_files import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import AutoProcessor, CLIPTokenizer, CLIPTokenizerFast
+
+from longclip_hf.images import to_rgb
 from longclip_hf.training.captions import (
     BAD_ROW_CAUSES,
 )
 from longclip_hf.training.collator import CaptionCollator, even_groups, length_groups
 from longclip_hf.training.settings import DataArguments
 from longclip_hf.training.sources import load_rows
-from PIL import Image
-from torch.utils.data import DataLoader
-from transformers import AutoProcessor, CLIPTokenizer, CLIPTokenizerFast
-
-from longclip_hf.images import to_rgb
 
 # Python 3.12 warns of the fork by which dataloader workers begin.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
+
 from longclip_hf.training.components import (
     check_components,
     check_finite,
@@ -17,7 +19,6 @@ from longclip_hf.training.components import (
     second_moments,
     variance_kept,
 )
-from torch.nn import functional as F
 
 # Named so that a failure says which matrix it was; sizes stay small because the properties do not depend on them.
 quick = settings(max_examples=40, deadline=None, derandomize=True)

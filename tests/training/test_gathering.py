@@ -8,6 +8,7 @@ from pathlib import Path
 import fork_server
 import pytest
 import torch
+
 from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
 
 ROOT = Path(__file__).resolve().parents[2]

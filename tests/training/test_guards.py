@@ -8,12 +8,12 @@ from typing import Any
 import fork_server
 import pytest
 import torch
-from longclip_hf.training.checkpoints import read_record
-from longclip_hf.training.trainer import LongCLIPTrainer
 from trainer_runs import BATCH, arguments, make_rows, make_trainer
 from transformers import TrainingArguments
 
 from longclip_hf.errors import CheckpointError, TrainingError
+from longclip_hf.training.checkpoints import read_record
+from longclip_hf.training.trainer import LongCLIPTrainer
 from modeling_longclip import LongCLIPModel
 
 ROOT = Path(__file__).resolve().parents[2]

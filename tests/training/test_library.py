@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from longclip_hf.training.trainer import LongCLIPTrainer
 from PIL import Image
 from trainer_runs import BATCH, arguments, make_rows, make_trainer
 from transformers import AutoProcessor, EarlyStoppingCallback, TrainerCallback
 
 from longclip_hf.errors import DataError, TrainingError
+from longclip_hf.training.trainer import LongCLIPTrainer
 from modeling_longclip import LongCLIPModel
 
 ROOT = Path(__file__).resolve().parents[2]

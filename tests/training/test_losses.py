@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
+
 from longclip_hf.training.components import primary_components
 from longclip_hf.training.losses import (
     LossTerms,
@@ -18,7 +20,6 @@ from longclip_hf.training.losses import (
     undistinguished_loss,
 )
 from longclip_hf.training.settings import Strategy
-from torch.nn import functional as F
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)

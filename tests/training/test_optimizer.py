@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from longclip_hf.training.optimizer import named_layers
 from trainer_runs import BATCH, arguments, make_rows, make_trainer
 
 from longclip_hf.errors import TrainingError
+from longclip_hf.training.optimizer import named_layers
 
 POSITIONS = "text_model.embeddings.position_embedding.weight"
 

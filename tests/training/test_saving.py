@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from longclip_hf.training.checkpoints import check_readable, is_complete, last_complete_checkpoint
 from trainer_runs import BATCH, make_rows, make_trainer, with_adapters
 
 from longclip_hf.errors import CheckpointError
+from longclip_hf.training.checkpoints import check_readable, is_complete, last_complete_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
 

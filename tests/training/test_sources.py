@@ -22,13 +22,13 @@ from caption_files import (
     sharegpt4v,
     webdataset,
 )
-from longclip_hf.training.captions import BAD_ROW_CAUSES, BadRow, CaptionRows, CaptionStream, walk
-from longclip_hf.training.settings import DataArguments
-from longclip_hf.training.sources import load_rows
 from PIL import Image
 from transformers import HfArgumentParser
 
 from longclip_hf.errors import DataError
+from longclip_hf.training.captions import BAD_ROW_CAUSES, BadRow, CaptionRows, CaptionStream, walk
+from longclip_hf.training.settings import DataArguments
+from longclip_hf.training.sources import load_rows
 
 
 @pytest.mark.parametrize("write", TABLES + STREAMS)

@@ -20,14 +20,14 @@ import fork_server
 import pytest
 import torch
 import yaml
-from longclip_hf.training.arguments import LongCLIPTrainingArguments
-from longclip_hf.training.settings import DataArguments, MethodSettings, ModelArguments
-from longclip_hf.training.train import RECIPES, SHOWN, main, parse, recipe_names
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 
 from longclip_hf.command import one_line
+from longclip_hf.training.arguments import LongCLIPTrainingArguments
+from longclip_hf.training.settings import DataArguments, MethodSettings, ModelArguments
+from longclip_hf.training.train import RECIPES, SHOWN, main, parse, recipe_names
 from modeling_longclip import LongCLIPModel
 
 ROOT = Path(__file__).parents[2]

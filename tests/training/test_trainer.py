@@ -18,15 +18,15 @@ import pytest
 import torch
 import trainer_runs
 from conftest import run_python
+from torch.nn import functional as F
+from trainer_runs import BATCH, CASES, HELD_OUT, STEPS, Gradients, arguments, make_rows, make_trainer, with_adapters
+from transformers import AutoProcessor
+
 from longclip_hf.evaluation.retrieval import ranks_among
 from longclip_hf.training.checkpoints import COMPLETE, last_complete_checkpoint
 from longclip_hf.training.collator import CaptionCollator, even_groups, length_groups
 from longclip_hf.training.encoding import encode
 from longclip_hf.training.trainer import LongCLIPTrainer
-from torch.nn import functional as F
-from trainer_runs import BATCH, CASES, HELD_OUT, STEPS, Gradients, arguments, make_rows, make_trainer, with_adapters
-from transformers import AutoProcessor
-
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import features
 

@@ -3,11 +3,11 @@
 import pickle
 
 import pytest
-from longclip_hf.training.captions import CaptionRows, RowReader
 from PIL import Image
 
 from examples.scenes.dataset import example, row_count, scenes
 from examples.scenes.world import SPLITS
+from longclip_hf.training.captions import CaptionRows, RowReader
 
 
 def test_rows_are_examples() -> None:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
-from longclip_hf.evaluation.retrieval import retrieval_ranks
 from transformers import AutoProcessor, CLIPModel
 
 from examples.scenes import CLIP
 from examples.scenes.captions import CLASS_NAMES, TEMPLATES
 from examples.scenes.dataset import example
 from examples.scenes.pretrain import LOG, Collator, configuration, main
+from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
+from longclip_hf.evaluation.retrieval import retrieval_ranks
 from modeling_longclip.compat import features
 
 MEGABYTES = 5

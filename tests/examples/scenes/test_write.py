@@ -6,14 +6,14 @@ from pathlib import Path
 
 import datasets
 import pytest
-from longclip_hf.evaluation.benchmarks import Classification, Retrieval, load_benchmark
-from longclip_hf.training.settings import DataArguments
-from longclip_hf.training.sources import load_rows
 from PIL import Image
 
 from examples.scenes import write
 from examples.scenes.captions import CLASS_NAMES, TEMPLATES
 from examples.scenes.dataset import example
+from longclip_hf.evaluation.benchmarks import Classification, Retrieval, load_benchmark
+from longclip_hf.training.settings import DataArguments
+from longclip_hf.training.sources import load_rows
 
 
 @pytest.fixture(autouse=True)
