@@ -16,21 +16,16 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longclip_hf.command import CommandParser, guarded, is_first_process
 
 if TYPE_CHECKING:
-    import torch
-
-    from longclip_hf.evaluation.benchmarks import Benchmark, Classification, Retrieval
     from longclip_hf.evaluation.encoding import Encoder
     from longclip_hf.evaluation.page import Miss
-    from longclip_hf.evaluation.retrieval import Ranks
-    from longclip_hf.evaluation.scores import Bootstrap, Measured
-    from longclip_hf.results import BenchmarkInfo, Direction, EffectiveLength, Results
+    from longclip_hf.evaluation.scores import Measured
+    from longclip_hf.results import BenchmarkInfo, Results
 
 EPILOG = """\
 It writes to --output:
@@ -111,6 +106,7 @@ def run(options: Any, command: str) -> None:
     from longclip_hf.evaluation.benchmarks import BENCHMARKS, Columns, load_benchmark
     from longclip_hf.evaluation.encoding import Encoder
     from longclip_hf.evaluation.feature_store import FeatureStore
+    from longclip_hf.evaluation.findings import describe, evaluate, hardest_misses
     from longclip_hf.evaluation.scores import Bootstrap, differences
     from longclip_hf.results import Difference, Model, Results, Score
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
 
-from longclip_hf.errors import CheckpointError
+from longclip_hf.errors import CheckpointError, TrainingError
 from longclip_hf.training.checkpoints import (
     COMPLETE,
     REMEDY,
@@ -179,3 +179,17 @@ def _of_this_run(folder: str | Path | None, what: str) -> Iterator[None]:
 def has_adapters(model: nn.Module) -> bool:
     """Whether it is peft's."""
     return hasattr(model, "merge_and_unload")
+
+
+def refuse_what_fsdp_cannot_save(trainer: Trainer) -> None:
+    """Not every setting lets one process write the whole model."""
+    if has_adapters(trainer.model):
+        raise TrainingError(
+            "Adapters of LoRA are not merged under FSDP: train them with DDP, they need little memory."
+        )
+    kind = trainer.accelerator.state.fsdp_plugin.state_dict_type.name
+    if kind != "FULL_STATE_DICT":
+        raise TrainingError(
+            f"FSDP's state_dict_type is {kind}, which writes no folder that AutoModel loads. In the launcher's file: "
+            "fsdp_state_dict_type: FULL_STATE_DICT."
+        )

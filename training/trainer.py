@@ -17,7 +17,7 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from longclip_hf.errors import TrainingError
 from longclip_hf.training.arguments import BEST_METRIC, LongCLIPTrainingArguments
@@ -39,7 +39,7 @@ from longclip_hf.training.gathering import world_size
 from longclip_hf.training.losses import LossTerms
 from longclip_hf.training.optimizer import freeze, learning_rates, set_learning_rates
 from longclip_hf.training.run_settings import changes_since, describe_model, describe_run
-from longclip_hf.training.saving import SavingTrainer, has_adapters
+from longclip_hf.training.saving import SavingTrainer, refuse_what_fsdp_cannot_save
 from longclip_hf.training.settings import Strategy
 from longclip_hf.training.step import WITHOUT_SHORT, check_batch, step_loss, with_mixed_captions
 
@@ -124,7 +124,7 @@ class LongCLIPTrainer(SavingTrainer):
                 processing_class.tokenizer, processing_class.image_processor, positions
             )
         if self.is_fsdp_enabled:
-            _refuse_what_fsdp_cannot_save(self)
+            refuse_what_fsdp_cannot_save(self)
             clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))  # FSDP2 divides no scalars
         self.model_accepts_loss_kwargs = False
         self.figures = Figures(lambda tensor: self.accelerator.reduce(tensor, "sum"))
@@ -398,17 +398,3 @@ class _HoldLogitScale(TrainerCallback):
                 clip_of(model).logit_scale.clamp_(lowest, highest)
 
     on_optimizer_step = on_train_begin
-
-
-def _refuse_what_fsdp_cannot_save(trainer: Trainer) -> None:
-    """Not every setting lets one process write the whole model."""
-    if has_adapters(trainer.model):
-        raise TrainingError(
-            "Adapters of LoRA are not merged under FSDP: train them with DDP, they need little memory."
-        )
-    kind = trainer.accelerator.state.fsdp_plugin.state_dict_type.name
-    if kind != "FULL_STATE_DICT":
-        raise TrainingError(
-            f"FSDP's state_dict_type is {kind}, which writes no folder that AutoModel loads. In the launcher's file: "
-            "fsdp_state_dict_type: FULL_STATE_DICT."
-        )

@@ -1,0 +1,166 @@
+"""What a model makes of one benchmark: `evaluate` encodes and measures, `describe` and `hardest_misses` tell of it.
+
+`run.py` goes through models and benchmarks, writes and prints.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from longclip_hf.evaluation.benchmarks import Benchmark, Classification, Retrieval
+from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
+from longclip_hf.evaluation.effective_length import default_lengths
+from longclip_hf.evaluation.encoding import Encoder
+from longclip_hf.evaluation.retrieval import Ranks, retrieval_ranks
+from longclip_hf.evaluation.scores import (
+    Bootstrap,
+    Measured,
+    hardest,
+    measure_classification,
+    measure_lengths,
+    measure_retrieval,
+    most_similar,
+)
+from longclip_hf.images import decode_image
+from longclip_hf.results import BenchmarkInfo, Direction, EffectiveLength
+
+if TYPE_CHECKING:
+    from longclip_hf.evaluation.page import Item, Miss
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model made of a benchmark.
+
+    Args:
+        measured: the metrics.
+        truncated: captions cut at the model's length.
+        effective_length: of retrieval, where it was asked for.
+        ranks: by direction; of a classification, `i2t` of images among classes.
+        image_embeds, text_embeds: features; of a classification, those of the classes.
+        lengths: tokens of each caption before truncation; empty for a classification.
+    """
+
+    measured: Measured
+    truncated: int
+    effective_length: EffectiveLength | None
+    ranks: dict[Direction, Ranks]
+    image_embeds: torch.Tensor
+    text_embeds: torch.Tensor
+    lengths: torch.Tensor
+
+
+def evaluate(
+    encoder: Encoder, benchmark: Retrieval | Classification, bootstrap: Bootstrap, lengths: bool = True
+) -> Found:
+    """Encodes and measures; `lengths`: with the curve of effective length, for retrieval."""
+    if isinstance(benchmark, Retrieval):
+        return _retrieval(encoder, benchmark, bootstrap, lengths)
+    return _classification(encoder, benchmark, bootstrap)
+
+
+def _retrieval(encoder: Encoder, benchmark: Retrieval, bootstrap: Bootstrap, lengths: bool) -> Found:
+    image_of = torch.tensor(benchmark.image_of)
+    image_embeds = encoder.encode_images(benchmark.images)
+    texts = encoder.encode_texts(benchmark.captions)
+    ranks: dict[Direction, Ranks] = retrieval_ranks(image_embeds, texts.embeds, image_of)
+    curve = None
+    if lengths and len(benchmark.images) > 1:  # of one image there is no interval
+        grid = default_lengths(encoder.positions)
+        longest = min(int(texts.lengths.max()), encoder.positions)
+        hits: dict[Direction, list[torch.Tensor]] = {"i2t": [], "t2i": []}
+        for kept in grid:
+            shorter = ranks  # from the longest caption on, nothing is cut
+            if kept < longest:
+                embeds = encoder.encode_texts(benchmark.captions, kept).embeds
+                shorter = retrieval_ranks(image_embeds, embeds, image_of)
+            for direction, found in shorter.items():
+                hits[direction].append(found.hits(1))
+        curve = measure_lengths({way: torch.stack(found) for way, found in hits.items()}, grid, image_of, bootstrap)
+    measured = measure_retrieval(ranks, image_of, bootstrap)
+    return Found(measured, texts.truncated, curve, ranks, image_embeds, texts.embeds, texts.lengths)
+
+
+def _classification(encoder: Encoder, benchmark: Classification, bootstrap: Bootstrap) -> Found:
+    image_embeds = encoder.encode_images(benchmark.images)
+    prompts = [template.replace("{}", name) for name in benchmark.class_names for template in benchmark.templates]
+    texts = encoder.encode_texts(prompts)
+    of_classes = texts.embeds.unflatten(0, (len(benchmark.class_names), len(benchmark.templates)))
+    text_embeds = class_embeddings(of_classes)
+    ranks = classification_ranks(image_embeds, text_embeds, torch.tensor(benchmark.labels))
+    measured = measure_classification(ranks, bootstrap)
+    return Found(measured, texts.truncated, None, {"i2t": ranks}, image_embeds, text_embeds, torch.tensor([]))
+
+
+def describe(
+    benchmark: Retrieval | Classification, known: Benchmark | None, found: Found, encoder: Encoder
+) -> BenchmarkInfo:
+    """What results.json says of a benchmark; `known`: its entry, where it has a name."""
+    notes = list(benchmark.notes)
+    digests = [digest.hex() for digest in encoder.image_digests(benchmark.images)]
+    again = sum(count for count in Counter(digests).values() if count > 1)
+    if again:
+        notes.append(f"{again} images are byte for byte the same as another")
+    texts: list[Sequence[Any]]
+    if isinstance(benchmark, Retrieval):
+        texts = [benchmark.captions, benchmark.image_of]
+        captions, classes, lengths = len(benchmark.captions), None, found.lengths.bincount().tolist()
+    else:
+        texts = [benchmark.class_names, benchmark.templates, benchmark.labels]
+        captions, classes, lengths = None, len(benchmark.class_names), []
+    content = json.dumps([digests, *map(list, texts)]).encode()
+    return BenchmarkInfo(
+        name=benchmark.name,
+        kind="classification" if captions is None else "retrieval",
+        images=len(benchmark.images),
+        captions=captions,
+        classes=classes,
+        fingerprint=hashlib.sha256(content).hexdigest(),
+        definition=known.caption_rule if known else "a source of the user's, all of its rows",
+        licence=known.licence if known else "the source's own",
+        home=known.home if known else benchmark.name,
+        notes=notes,
+        lengths=lengths,
+    )
+
+
+def hardest_misses(
+    model: str, benchmark: Retrieval | Classification, found: Found, count: int, shown: int = 3
+) -> "list[Miss]":
+    """The queries that were missed by most, with what was right and the first answers that were returned."""
+    from longclip_hf.evaluation.page import Miss, thumbnail  # needs jinja2, which only a page does
+
+    def picture(row: int) -> bytes:
+        file = benchmark.images[row]
+        return thumbnail(decode_image(file.read(), file.name))
+
+    listed = []
+    for direction, ranks in found.ranks.items():
+        queries, candidates = found.image_embeds, found.text_embeds
+        if direction == "t2i":
+            queries, candidates = candidates, queries
+        for query in hardest(ranks, count):
+            first = most_similar(queries[query], candidates, shown)
+            asked: Item
+            expected: list[Item]
+            returned: list[Item]
+            if not isinstance(benchmark, Retrieval):
+                names = benchmark.class_names
+                asked, expected = picture(query), [names[benchmark.labels[query]]]
+                returned = [names[row] for row in first]
+            elif direction == "i2t":
+                captions = benchmark.captions
+                own = [row for row, image in enumerate(benchmark.image_of) if image == query]
+                asked, expected = picture(query), [captions[row] for row in own]
+                returned = [captions[row] for row in first]
+            else:
+                asked, expected = benchmark.captions[query], [picture(benchmark.image_of[query])]
+                returned = [picture(row) for row in first]
+            rank = int(ranks.best[query]) + 1
+            listed.append(Miss(model, benchmark.name, direction, rank, asked, expected, returned))
+    return listed
