@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from examples.random_clip import SENTENCES, SIZES, clip_config, write_image_settings, write_tokenizer
 from longclip_hf.evaluation.encoding import Encoder
-from longclip_hf.training.captions import first_sentence
+from longclip_hf.sentences import first_sentence
 from modeling_longclip.compat import features
 from modeling_longclip.defaults import LENGTH
 

@@ -52,8 +52,8 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from examples.random_clip import SIZES, clip_config
+from longclip_hf.sentences import first_sentence
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
-from longclip_hf.training.captions import first_sentence
 from longclip_hf.training.collator import CaptionCollator, length_groups
 from longclip_hf.training.trainer import LongCLIPTrainer
 from modeling_longclip import LongCLIPConfig, LongCLIPModel

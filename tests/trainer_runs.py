@@ -17,9 +17,10 @@ import torch
 from transformers import AutoProcessor, TrainerCallback
 
 from examples.random_clip import SENTENCES
+from longclip_hf.sentences import first_sentence
 from longclip_hf.training import step as step_module
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
-from longclip_hf.training.captions import CaptionRow, first_sentence
+from longclip_hf.training.captions import CaptionRow
 from longclip_hf.training.components import PrimaryComponents, primary_components
 from longclip_hf.training.trainer import LongCLIPTrainer
 from modeling_longclip import LongCLIPModel

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from longclip_hf.errors import DataError, ImageError, LongCLIPError
 from longclip_hf.image_files import ImageFiles
 from longclip_hf.images import decode_image
+from longclip_hf.sentences import first_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +45,6 @@ class CaptionRow(TypedDict):
     caption: str  # the long one
     short_caption: str
     bad_rows: Sequence[int]  # how many were skipped on the way to this one, in the order of BAD_ROW_CAUSES
-
-
-def first_sentence(caption: str) -> str:
-    """The text before the first `". "`, or all of it; a line break counts as a space.
-
-    It is the short caption of the released code. The long caption keeps its first sentence.
-    """
-    return caption.replace("\n", " ").partition(". ")[0]
 
 
 def bad_rows_report(counts: Iterable[int]) -> str:
@@ -107,12 +100,13 @@ class RowReader:
 
     Args:
         image_column, long_column: where they are.
-        short_column: or None, for the first sentence of the long caption.
+        short_column: or None, for the first sentence of the long caption, which keeps it.
         files: what paths of images may name.
         max_image_pixels: of the largest image that is decoded.
         transform: what an RGB image becomes, such as `CaptionCollator.pixels`. Without it, a dataloader worker holds
             the decoded images of a whole batch: 18 GB for 2048 of 3 megapixels.
         target: of the side that the model sees, if images need not have more than twice that; see `decode_image`.
+        first_sentence: of a long caption.
     """
 
     image_column: str
@@ -122,6 +116,7 @@ class RowReader:
     max_image_pixels: int
     transform: Callable[[Image.Image], Any] | None = None
     target: int | None = None
+    first_sentence: Callable[[str], str] = first_sentence
 
     def __call__(self, row: Mapping[str, Any]) -> tuple[Any, str, str]:
         """
@@ -129,9 +124,9 @@ class RowReader:
             BadRow: if the row cannot be trained on.
         """
         caption = self._caption(row, self.long_column)
-        short = self._caption(row, self.short_column) if self.short_column else first_sentence(caption)
+        short = self._caption(row, self.short_column) if self.short_column else self.first_sentence(caption)
         if not short.strip():
-            raise BadRow("empty_caption", f"nothing stands before the first '. ' of {caption[:40]!r}")
+            raise BadRow("empty_caption", f"{caption[:40]!r} has no first sentence")
         image = read_image(field(row, self.image_column), self.files, self.max_image_pixels, self.target)
         return (image if self.transform is None else self.transform(image)), caption, short
 

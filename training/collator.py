@@ -11,7 +11,8 @@ from PIL import Image
 from longclip_hf.errors import DataError
 from longclip_hf.image_files import ImageFiles
 from longclip_hf.images import MAX_PIXELS, to_rgb
-from longclip_hf.training.captions import BAD_ROW_CAUSES, BadRow, first_sentence, read_image
+from longclip_hf.sentences import first_sentence
+from longclip_hf.training.captions import BAD_ROW_CAUSES, BadRow, read_image
 
 
 class CaptionCollator:

@@ -74,6 +74,13 @@ class DataArguments:
     short_column: str | None = field(
         default=None, metadata={"help": "Column of short captions. Default: the first sentence of the long one."}
     )
+    first_sentence: Literal["punctuation", "released"] = field(
+        default="punctuation",
+        metadata={
+            "help": "Where the first sentence ends. punctuation: longclip_hf/sentences.py. released: before the first "
+            "'. ', as in the released code."
+        },
+    )
     heldout_split: str | None = field(
         default=None, metadata={"help": "Split to take the held-out rows from. Default: the split to train on."}
     )

@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 from longclip_hf.errors import DataError, JSONListError
 from longclip_hf.image_files import ImageFiles
 from longclip_hf.json_list import json_objects
+from longclip_hf.sentences import first_sentence, released_first_sentence
 from longclip_hf.training.captions import (
     BAD_ROW_CAUSES,
     BadRow,
@@ -60,6 +61,7 @@ def load_rows(
         data.max_image_pixels,
         transform,
         image_side if data.reduced_decoding else None,
+        first_sentence if data.first_sentence == "punctuation" else released_first_sentence,
     )
     if data.heldout_split in (None, data.train_split):
         heldout, begin = _first(rows, data.heldout_rows)

@@ -43,7 +43,6 @@ from longclip_hf.training.captions import (
     CaptionStream,
     RowReader,
     bad_rows_report,
-    first_sentence,
     read_image,
     share,
     shuffled,
@@ -56,24 +55,6 @@ from longclip_hf.training.sources import load_rows
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 READER = RowReader("image", "caption", None, ImageFiles(None, access="local"), 10_000)
-
-
-@pytest.mark.parametrize(
-    ("caption", "first"),
-    [
-        ("A dog runs. It is brown. It barks.", "A dog runs"),
-        ("A dog runs.It is brown.", "A dog runs.It is brown."),
-        ("It costs 3.50 dollars. Cheap.", "It costs 3.50 dollars"),
-        ("A dog runs.\nIt is brown.", "A dog runs"),
-        ("A dog\nruns.\n\nIt is brown.", "A dog runs"),
-        ("A dog runs.", "A dog runs."),
-        ("Really? Yes. No.", "Really? Yes"),
-        (". Nothing before it.", ""),
-        ("", ""),
-    ],
-)
-def test_first_sentence(caption: str, first: str) -> None:
-    assert first_sentence(caption) == first
 
 
 # Bad rows

@@ -57,6 +57,16 @@ def test_a_column_of_short_captions(write: Write, tmp_path: Path) -> None:
     assert sorted(row["short_caption"] for row in first_pass(train, ROWS)) == sorted(f"Plain {i}" for i in range(ROWS))
 
 
+def test_the_rule_of_the_first_sentence(tmp_path: Path) -> None:
+    rows = make_rows(2)
+    for row in rows:
+        row["caption"] = "A church of St. Mary.\r\nIt is old."
+    setting = imagefolder(rows, tmp_path)
+    for rule, short in ((None, "A church of St. Mary"), ("released", "A church of St")):
+        data = DataArguments(**setting, heldout_rows=0, **({"first_sentence": rule} if rule else {}))
+        assert load_rows(data)[0][0]["short_caption"] == short
+
+
 def test_the_transform_is_applied_to_rows_of_both_datasets(tmp_path: Path) -> None:
     train, heldout = load_rows(
         DataArguments(**imagefolder(make_rows(), tmp_path), heldout_rows=3), transform=lambda image: image.size
