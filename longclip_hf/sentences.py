@@ -20,8 +20,8 @@ _FULL_WIDTH = re.compile(rf"[。！？]+[{re.escape(_CLOSING)}]*")
 def sentences(text: str) -> list[str]:
     """The sentences of a text, in its order, without the full stop that ends them; `!` and `?` stay.
 
-    A sentence ends with `.`, `!` or `?` before white space, such as a line break, and with `。`, `！` or `？` anywhere.
-    It goes on behind "St." and "e.g.", behind the number or letter that it begins with ("1. A dog"),
+    A sentence ends with `.`, `!` or `?` before white space, such as a line break, and with `。`, `！` or `？`
+    anywhere. It goes on behind "St." and "e.g.", behind the number or letter that it begins with ("1. A dog"),
     behind an initial ("John F. Kennedy"), and in lower case behind a quotation ('the sign "Main St." is red'). White
     space becomes one space. It takes linear time.
 
