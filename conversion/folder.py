@@ -17,6 +17,7 @@ from longclip_hf.conversion.settings import read_settings
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import inside, read_json, write_json
 from modeling_longclip.compat import write_slow_tokenizer
+from modeling_longclip.configuration_longclip import AUTO_MAP
 
 # Everything of the package but the file that makes it one: a checkpoint's code is flat.
 CODE_FILES = tuple(
@@ -38,6 +39,16 @@ def write_config(
     if auto_map is not None:  # a checkpoint without custom code has none
         config.auto_map = auto_map
     (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+
+
+def auto_map_of(long_class: str) -> dict[str, str]:
+    """The code of a Long-CLIP, or of its text tower alone, as `config.json` names it."""
+    if long_class == "LongCLIPModel":
+        return dict(AUTO_MAP)
+    return {
+        "AutoConfig": "configuration_longclip.LongCLIPTextConfig",
+        "AutoModel": f"modeling_longclip.{long_class}",
+    }
 
 
 def write_code(folder: Path) -> None:

@@ -91,7 +91,6 @@ def stretch(
     from longclip_hf.conversion.checkpoint import POSITION_TABLE, find_folder, long_config, read_checkpoint
     from longclip_hf.conversion.positions import stretch_positions
     from longclip_hf.conversion.tensors import read_safetensors, write_safetensors
-    from modeling_longclip.configuration_longclip import AUTO_MAP
 
     output = Path(output)
     if dtype is not None and dtype not in DTYPES:
@@ -153,13 +152,7 @@ def stretch(
         weights = work / "model.safetensors"
         config.dtype = str(target or old_table.dtype).removeprefix("torch.")
         long_class = checkpoint.model_class.__name__
-        auto_map = dict(AUTO_MAP)
-        if not checkpoint.has_image_tower:
-            auto_map = {
-                "AutoConfig": "configuration_longclip.LongCLIPTextConfig",
-                "AutoModel": f"modeling_longclip.{long_class}",
-            }
-        folder.write_config(work, config, long_class.removeprefix("Long"), auto_map)
+        folder.write_config(work, config, long_class.removeprefix("Long"), folder.auto_map_of(long_class))
         folder.write_code(work)
         written_config = type(config).from_pretrained(work)
         with ThreadPoolExecutor(1) as pool:

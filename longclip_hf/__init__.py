@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longclip_hf.conversion.back import convert_back
+    from longclip_hf.conversion.blend import blend
     from longclip_hf.conversion.diffusion import convert as convert_diffusion
     from longclip_hf.conversion.export import export
     from longclip_hf.conversion.original import convert
@@ -56,6 +57,7 @@ _HOMES = {
     "LongCLIPTrainer": "longclip_hf.training.trainer",
     "LongCLIPTrainingArguments": "longclip_hf.training.arguments",
     "__version__": "modeling_longclip",
+    "blend": "longclip_hf.conversion.blend",
     "bounded_loss": "longclip_hf.training.losses",
     "classification_ranks": "longclip_hf.evaluation.classification",
     "contrastive_loss": "longclip_hf.training.losses",
@@ -77,7 +79,7 @@ _HOMES = {
 __all__ = [
     "CaptionCollator", "Encoder", "LongCLIPConfig", "LongCLIPError", "LongCLIPModel", "LongCLIPTextConfig",
     "LongCLIPTextModel", "LongCLIPTextModelWithProjection", "LongCLIPTrainer", "LongCLIPTrainingArguments",
-    "__version__", "bounded_loss", "classification_ranks", "contrastive_loss", "convert", "convert_back",
+    "__version__", "blend", "bounded_loss", "classification_ranks", "contrastive_loss", "convert", "convert_back",
     "convert_diffusion", "effective_length", "export", "load_benchmark", "long_only_loss", "primary_component_loss",
     "primary_components", "read_results", "retrieval_ranks", "stretch", "stretch_positions", "undistinguished_loss",
 ]  # fmt: skip
