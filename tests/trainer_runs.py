@@ -36,6 +36,8 @@ CASES = {
         "mixed-length": {"strategy": "mixed-length", "mixed_length_share": 0.3},
         "bounded": {"strategy": "bounded"},
         "long-only": {"strategy": "long-only"},
+        "himo": {"strategy": "himo", "num_components": 0.9},
+        "undistinguished-margin": {"strategy": "undistinguished", "hard_negative_margin": 0.5},
     }.items()
 }
 

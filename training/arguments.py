@@ -1,11 +1,12 @@
 """transformers' training arguments joined with `settings.py`, and what contradicts itself among them."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
 
+from longclip_hf.errors import TrainingError
 from longclip_hf.training.settings import MethodSettings, Strategy
 
 # What `load_best_model_at_end` goes by where nothing else is named: see `figures.retrieval_metrics`.
@@ -53,6 +54,16 @@ class LongCLIPTrainingArguments(MethodSettings, TrainingArguments):
             raise ValueError(
                 f"num_components must be a whole number, or below 1 a share of variance, got {self.num_components}."
             )
+        if self.components_of is None:
+            self.components_of: Literal["image", "text"] = "text" if self.strategy == Strategy.HIMO else "image"
+        if self.hard_negative_margin < 0:
+            raise ValueError(f"hard_negative_margin must be 0 or more, got {self.hard_negative_margin}.")
+        if self.keep is not None and self.keep < 0:
+            raise ValueError(f"keep must be 0 or more rows, got {self.keep}.")
+        if self.train_length is not None and self.train_length < 3:
+            raise ValueError(
+                f"train_length must leave a token between those of begin and end: 3 or more, got {self.train_length}."
+            )
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}.")
         for name in ("logit_scale", "min_logit_scale", "max_logit_scale"):
@@ -62,6 +73,16 @@ class LongCLIPTrainingArguments(MethodSettings, TrainingArguments):
         low, high = self.min_logit_scale, self.max_logit_scale
         if low is not None and high is not None and low > high:
             raise ValueError(f"min_logit_scale {low} lies above max_logit_scale {high}.")
+
+    def caption_length(self, positions: int) -> int:
+        """Where captions are cut, for a model of so many `positions`.
+
+        Raises:
+            TrainingError: for a `train_length` beyond them.
+        """
+        if self.train_length is not None and self.train_length > positions:
+            raise TrainingError(f"train_length is {self.train_length}, and the model reads {positions} tokens.")
+        return self.train_length or positions
 
     @property
     def device(self) -> torch.device:

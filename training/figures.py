@@ -101,11 +101,12 @@ class Figures:
         self.bad_rows[: len(counts["bad_rows"])] = torch.tensor(counts["bad_rows"])
         self.truncated, self.captions_seen = counts["truncated"], counts["captions_seen"]
 
-    def report(self) -> str:
-        """What was trained on, skipped and cut, in words."""
+    def report(self, train_length: int | None = None) -> str:
+        """What was trained on, skipped and cut, in words; `train_length` is where captions were cut, if said."""
+        where = "the model's length" if train_length is None else f"{train_length} tokens (train_length)"
         return (
             f"{self.captions_seen} images with captions were trained on. {bad_rows_report(self.bad_rows.tolist())}. "
-            f"Long captions cut at the model's length: {self.truncated}."
+            f"Long captions cut at {where}: {self.truncated}."
         )
 
 

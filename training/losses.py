@@ -1,4 +1,4 @@
-"""The losses of the paper: the contrastive one, primary component matching, and the strategies of its table 5.
+"""The losses: the contrastive one, primary component matching, the strategies of the paper's table 5 and later ones.
 
 Pure functions of embeddings. A strategy takes its contrastive term as `contrast`, a function of image and text
 embeddings, in which the caller has bound scale, smoothing and, under several processes, the gathering:
@@ -28,7 +28,7 @@ class LossTerms(NamedTuple):
     Args:
         loss: what to differentiate, `long + short_weight * short`.
         long: the contrastive loss of images and long (or mixed) captions.
-        short: the term of the short captions before weighting; None for strategies without one.
+        short: the second term before weighting, of the short captions or of HiMo's components; None without one.
     """
 
     loss: torch.Tensor
@@ -44,6 +44,7 @@ def contrastive_loss(
     all_image_embeds: torch.Tensor | None = None,
     all_text_embeds: torch.Tensor | None = None,
     offset: int = 0,
+    hard_negative_margin: float = 0.0,
 ) -> torch.Tensor:
     """The image-text contrastive loss, the mean of the cross-entropies image-to-text and text-to-image.
 
@@ -51,8 +52,15 @@ def contrastive_loss(
     `(global, global)`. They are computed in float32 at least, outside autocast: multiplied by 100, the rounding of
     bfloat16 would be as large as the differences that decide a retrieval.
 
+    With a margin, negatives whose captions resemble the pair's own caption weigh more:
+
+        logits = logit_scale * (images @ texts.T + margin * G),  G = cosines of the texts, 0 for the pair itself,
+
+    without gradient through G, which is computed anew at every step.
+
     References:
-        Radford et al. 2021 (arXiv 2103.00020), figure 3; label smoothing of 0.1 as in Long-CLIP's released code.
+        Radford et al. 2021 (arXiv 2103.00020), figure 3; label smoothing of 0.1 as in Long-CLIP's released code. The
+        margin: "HN margin" (2026), with 0.5 for tests of the training's own domain and 0.25 for others.
 
     Args:
         image_embeds: this process's, of shape `(local, projection_dim)`; L2-normalised, or the coarse features of
@@ -64,6 +72,7 @@ def contrastive_loss(
             with gradient. By default there is one process.
         all_text_embeds: likewise.
         offset: the row of the gathered embeddings at which this process's begin.
+        hard_negative_margin: 0 for none.
 
     Returns:
         A scalar, the mean over this process's rows.
@@ -93,9 +102,21 @@ def contrastive_loss(
             for embeds in (image_embeds, text_embeds, all_image_embeds, all_text_embeds)
         )
         targets = torch.arange(offset, offset + local, device=images.device)
-        image_to_text = F.cross_entropy(logit_scale * images @ all_texts.T, targets, label_smoothing=label_smoothing)
-        text_to_image = F.cross_entropy(logit_scale * texts @ all_images.T, targets, label_smoothing=label_smoothing)
+        of_images, of_texts = images @ all_texts.T, texts @ all_images.T
+        if hard_negative_margin:
+            # Symmetric: the same block of texts x texts stands beside both.
+            margin = hard_negative_margin * text_similarity(texts, all_texts, targets)
+            of_images, of_texts = of_images + margin, of_texts + margin
+        image_to_text = F.cross_entropy(logit_scale * of_images, targets, label_smoothing=label_smoothing)
+        text_to_image = F.cross_entropy(logit_scale * of_texts, targets, label_smoothing=label_smoothing)
     return (image_to_text + text_to_image) / 2
+
+
+@torch.no_grad()
+def text_similarity(texts: torch.Tensor, all_texts: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Cosines of this process's texts with everybody's, of shape `(local, global)`; 0 at each text's `own` column."""
+    similarity = F.normalize(texts, dim=-1) @ F.normalize(all_texts, dim=-1).T
+    return similarity.scatter_(1, own[:, None], 0.0)
 
 
 def primary_component_loss(
@@ -108,8 +129,12 @@ def primary_component_loss(
 ) -> LossTerms:
     """Primary component matching: fine features meet the long captions, coarse features the short ones.
 
+    HiMo-CLIP reduces the text instead and needs no short captions: whole images meet the long captions, and once more
+    their components, `primary_component_loss(contrast, images, images, long, primary_components(long, 0.9).features)`.
+
     References:
-        Long-CLIP (arXiv 2403.15378), section 3.3.
+        Long-CLIP (arXiv 2403.15378), section 3.3. HiMo-CLIP (AAAI 2026); its released code gathers features without
+        gradient, `all_gather_with_grad` with it.
 
     Args:
         contrast: see the module.
@@ -227,8 +252,13 @@ def bounded_loss(
 def long_only_loss(contrast: Contrast, image_embeds: torch.Tensor, long_text_embeds: torch.Tensor) -> LossTerms:
     """Direct fine-tuning on long captions, the paper's baseline; or on a mixture, see `mixed_length_rows`.
 
+    Two baselines bear this name, of one loss and two tables of positions. The paper's interpolates every row ("linear
+    interpolation + fine-tuning with only long captions", its authors in issue 104), with ratio 3 to 231 rows
+    (`stretch.py --method linear`). That issue removed the short loss from the released code, whose
+    first 20 rows are kept, and reports scores far above the paper's table 4.
+
     References:
-        Long-CLIP, section 4.4 and table 4.
+        Long-CLIP, section 4.4 and table 4; github.com/beichenzbc/Long-CLIP/issues/104.
 
     Args:
         contrast: see the module.

@@ -9,7 +9,7 @@ from torch import nn
 
 from longclip_hf.errors import TrainingError
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
-from longclip_hf.training.encoding import clip_of
+from longclip_hf.training.encoding import clip_of, keep_rows_fixed
 
 # Name of a parameter -> its tower. Both towers count layers alike: 0 is the embeddings, the last one the projection.
 _TOWERS = {"vision": re.compile(r"^(vision_model\.|visual_projection\.)"), "text": re.compile(r"^text_(model|projec)")}
@@ -36,14 +36,20 @@ def depth(clip: Any, tower: str) -> int:
 
 
 def freeze(model: nn.Module, args: LongCLIPTrainingArguments) -> None:
-    """Takes the gradient from a tower's embeddings and lowest layers, or from all of it.
+    """Takes the gradient from a tower's embeddings and lowest layers, or from all of it, and from the kept positions.
 
-    The text's table of positions is frozen only with the whole tower: its stretched rows have yet to learn.
+    The text's table of positions is frozen only with the whole tower: its stretched rows have yet to learn. The rows
+    that the stretch kept stay fixed, or as many as `args.keep` says.
 
     Raises:
-        TrainingError: for more layers than there are, or if nothing is left to train.
+        TrainingError: for more layers or rows than there are, or if nothing is left to train.
     """
     clip = clip_of(model)
+    text = clip.config.text_config
+    keep = getattr(text, "keep", 0) if args.keep is None else args.keep
+    if keep > text.max_position_embeddings:
+        raise TrainingError(f"keep is {keep}, and the table of positions has {text.max_position_embeddings} rows.")
+    keep_rows_fixed(clip, keep)
     frozen = {"vision": args.frozen_vision_layers, "text": args.frozen_text_layers}
     for tower, count in frozen.items():
         if count is not None and not -1 <= count <= depth(clip, tower):

@@ -13,13 +13,14 @@ HELDOUT_ROWS = 1000  # as in the paper (section 4.1) and the released code
 
 
 class Strategy(StrEnum):
-    """How the short-text ability is kept while long captions are learnt (paper table 5)."""
+    """How the short-text ability is kept while long captions are learnt: paper table 5, and what came after it."""
 
     PRIMARY_COMPONENT = "primary-component"
     UNDISTINGUISHED = "undistinguished"
     MIXED_LENGTH = "mixed-length"
     BOUNDED = "bounded"
     LONG_ONLY = "long-only"
+    HIMO = "himo"
 
 
 @dataclass
@@ -152,23 +153,40 @@ class MethodSettings:
     strategy: str = field(
         default=Strategy.PRIMARY_COMPONENT,
         metadata={
-            "help": "How the short-text ability is kept (paper table 5): primary-component, undistinguished, "
-            "mixed-length, bounded, or long-only (direct fine-tuning).",
+            "help": "How the short-text ability is kept: primary-component, undistinguished, mixed-length, bounded, "
+            "long-only (direct fine-tuning) (paper table 5); himo (components of the long text, no short captions).",
             "choices": [str(strategy) for strategy in Strategy],
         },
     )
     num_components: float = field(
         default=32,
-        metadata={"help": "Primary components kept of the image features: a count, or below 1 a share of variance."},
+        metadata={"help": "Primary components kept of the features: a count, or below 1 a share of variance."},
+    )
+    components_of: Literal["image", "text"] | None = field(
+        default=None,
+        metadata={
+            "help": "Whose features are reduced to components, beside the other's whole ones. Default: the text's for "
+            "himo, the image's for others."
+        },
     )
     components_scope: Literal["local", "global"] = field(
         default="local",
         metadata={
-            "help": "Whose images define the components: each process's own (local, as released) or all (global).",
+            "help": "Whose features define the components: each process's own (local, as released) or all (global).",
         },
     )
     short_loss_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the short captions' loss: 1.0 as released, 0.1 before May 2024."}
+        default=1.0,
+        metadata={
+            "help": "Weight of the second loss, of short captions or components: 1.0 as released, 0.1 before May 2024."
+        },
+    )
+    hard_negative_margin: float = field(
+        default=0.0,
+        metadata={
+            "help": "Add so many times the captions' own similarity to the logits of negatives (HN margin: 0.5 within "
+            "the domain, 0.25 for transfer), with any strategy. 0: none."
+        },
     )
     mixed_length_share: float = field(
         default=0.1, metadata={"help": "Share of long captions that mixed-length replaces by the short ones."}
@@ -202,6 +220,20 @@ class MethodSettings:
     frozen_text_layers: int | None = field(
         default=None,
         metadata={"help": "Likewise of the text tower; its positions are frozen only with all of it."},
+    )
+    keep: int | None = field(
+        default=None,
+        metadata={
+            "help": "First rows of the text's table of positions that stay fixed; 0: none. Default: those that the "
+            "stretch kept."
+        },
+    )
+    train_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Cut captions to so many tokens, in training and its evaluation. Default: the model's positions. "
+            "Said, a CLIP that was not stretched is trained too."
+        },
     )
     length_groups: int = field(
         default=4, metadata={"help": "Encode captions in up to so many groups of similar length, each cut to its own."}

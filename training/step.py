@@ -22,13 +22,14 @@ from longclip_hf.training.losses import (
 )
 from longclip_hf.training.settings import Strategy
 
-WITHOUT_SHORT = (Strategy.LONG_ONLY, Strategy.MIXED_LENGTH)  # strategies that encode no short captions
+WITH_COMPONENTS = (Strategy.PRIMARY_COMPONENT, Strategy.HIMO)
+WITHOUT_SHORT = (Strategy.LONG_ONLY, Strategy.MIXED_LENGTH, Strategy.HIMO)  # that encode no short captions
 
 
 def step_loss(
     args: LongCLIPTrainingArguments, embeddings: Embeddings, original: torch.Tensor | None = None
 ) -> tuple[LossTerms, torch.Tensor | None]:
-    """The loss of the chosen strategy, and the share of the variance that primary component matching kept.
+    """The loss of the chosen strategy, and the share of the variance that its primary components kept.
 
     Args:
         args: strategy, components, scope, weights and smoothing.
@@ -50,21 +51,28 @@ def step_loss(
             all_image_embeds=all_gather_with_grad(image_embeds),
             all_text_embeds=all_gather_with_grad(text_embeds),
             offset=rank() * len(image_embeds),
+            hard_negative_margin=args.hard_negative_margin,
         )
 
     weight = args.short_loss_weight
     image, long = F.normalize(embeddings.image, dim=-1), F.normalize(embeddings.long, dim=-1)
-    if args.strategy in WITHOUT_SHORT or embeddings.short is None:
+    if args.strategy in (Strategy.LONG_ONLY, Strategy.MIXED_LENGTH):
         return long_only_loss(contrast, image, long), None
+    if args.strategy == Strategy.HIMO:
+        second = long
+    else:
+        assert embeddings.short is not None
+        second = F.normalize(embeddings.short, dim=-1)
     if args.strategy == Strategy.BOUNDED:
-        assert original is not None
+        assert original is not None and embeddings.short is not None
         return bounded_loss(contrast, image, long, embeddings.short, original, weight), None
-    short = F.normalize(embeddings.short, dim=-1)
     if args.strategy == Strategy.UNDISTINGUISHED:
-        return undistinguished_loss(contrast, image, long, short, weight), None
-    moments = all_reduce_with_grad(second_moments(image)) if args.components_scope == "global" else None
-    coarse = primary_components(image, args.components, moments)
-    return primary_component_loss(contrast, image, coarse.features, long, short, weight), coarse.variance_kept
+        return undistinguished_loss(contrast, image, long, second, weight), None
+    reduced = second if args.components_of == "text" else image
+    moments = all_reduce_with_grad(second_moments(reduced)) if args.components_scope == "global" else None
+    coarse = primary_components(reduced, args.components, moments)
+    pair = (image, coarse.features) if args.components_of == "text" else (coarse.features, second)
+    return primary_component_loss(contrast, image, pair[0], long, pair[1], weight), coarse.variance_kept
 
 
 def with_mixed_captions(
@@ -96,13 +104,27 @@ def check_batch(inputs: Mapping[str, Any], strategy: Strategy) -> None:
         TrainingError: naming what is missing.
     """
     needed = ["pixel_values", "input_ids", "attention_mask"]
-    if strategy != Strategy.LONG_ONLY:
+    if strategy not in (Strategy.LONG_ONLY, Strategy.HIMO):
         needed += ["short_input_ids", "short_attention_mask"]
     missing = [name for name in needed if name not in inputs]
     if missing:
         raise TrainingError(
             f"The batches lack {', '.join(missing)}, which the strategy {strategy} trains on; they hold "
             f"{', '.join(inputs)}. The collator must give them, as CaptionCollator does."
+        )
+
+
+def check_collator(collator: Any, args: LongCLIPTrainingArguments, length: int) -> None:
+    """Refuses a collator of somebody's own that would leave a setting without effect.
+
+    Raises:
+        TrainingError: saying which.
+    """
+    cut = getattr(collator, "max_length", None)
+    if args.train_length is not None and cut != length:
+        raise TrainingError(
+            f"train_length is {length}, and the data_collator cuts at {cut} tokens: give it that max_length, or leave "
+            "it out."
         )
 
 

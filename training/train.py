@@ -256,14 +256,15 @@ def run(settings: Settings) -> dict[str, float]:
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {settings.model.model} does not load: {error}") from error
     positions = model.config.text_config.max_position_embeddings
-    if positions <= CLIP_LENGTH:
+    length = training.caption_length(positions)
+    if positions <= CLIP_LENGTH and training.train_length is None:
         raise ValueError(
             f"--model {settings.model.model} reads {positions} tokens. Stretch it first: "
-            f"python conversion/stretch.py {settings.model.model}"
+            f"python conversion/stretch.py {settings.model.model} (or train it as it is: --train_length {positions})"
         )
     if settings.model.lora_rank:
         model = with_adapters(model, settings.model.lora_rank, settings.model.lora_alpha)
-    collator = CaptionCollator(processor.tokenizer, processor.image_processor, positions)
+    collator = CaptionCollator(processor.tokenizer, processor.image_processor, length)
     train_rows, heldout_rows = load_rows(
         settings.data,
         transform=collator.pixels,

@@ -32,7 +32,6 @@ from longclip_hf.training.encoding import (
     encode,
     encode_texts,
     forward_is,
-    keep_rows_fixed,
 )
 from longclip_hf.training.figures import Figures, curves, retrieval_metrics
 from longclip_hf.training.gathering import world_size
@@ -41,7 +40,14 @@ from longclip_hf.training.optimizer import freeze, learning_rates, set_learning_
 from longclip_hf.training.run_settings import changes_since, describe_model, describe_run
 from longclip_hf.training.saving import SavingTrainer, refuse_what_fsdp_cannot_save
 from longclip_hf.training.settings import Strategy
-from longclip_hf.training.step import WITHOUT_SHORT, check_batch, step_loss, with_mixed_captions
+from longclip_hf.training.step import (
+    WITH_COMPONENTS,
+    WITHOUT_SHORT,
+    check_batch,
+    check_collator,
+    step_loss,
+    with_mixed_captions,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -118,11 +124,10 @@ class LongCLIPTrainer(SavingTrainer):
             **kwargs,
         )
         clip = clip_of(self.model)
+        length = args.caption_length(clip.config.text_config.max_position_embeddings)
         if data_collator is None:
-            positions = clip.config.text_config.max_position_embeddings
-            self.data_collator = CaptionCollator(
-                processing_class.tokenizer, processing_class.image_processor, positions
-            )
+            self.data_collator = CaptionCollator(processing_class.tokenizer, processing_class.image_processor, length)
+        check_collator(self.data_collator, args, length)
         if self.is_fsdp_enabled:
             refuse_what_fsdp_cannot_save(self)
             clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))  # FSDP2 divides no scalars
@@ -150,7 +155,6 @@ class LongCLIPTrainer(SavingTrainer):
         if args.logit_scale is not None:
             with torch.no_grad():
                 clip.logit_scale.fill_(math.log(args.logit_scale))
-        keep_rows_fixed(clip, getattr(clip.config.text_config, "keep", 0))
         freeze(model, args)
         self._original_text = FrozenText(clip) if args.strategy == Strategy.BOUNDED else None
         if self.compiled is not None:
@@ -208,7 +212,7 @@ class LongCLIPTrainer(SavingTrainer):
     def _check_rows(self) -> None:
         """The batch that is trained: `auto_find_batch_size` may have made it smaller."""
         batch = self._train_batch_size
-        if self.args.strategy == Strategy.PRIMARY_COMPONENT:
+        if self.args.strategy in WITH_COMPONENTS:
             dim = clip_of(self.model).config.projection_dim
             check_components(batch, self.args.components, self.args.components_scope, world_size(), dim)
         if not isinstance(self.train_dataset, IterableDataset):
@@ -358,7 +362,7 @@ class LongCLIPTrainer(SavingTrainer):
 
     def report(self) -> str:
         """Draws the curves to `curves.png`, on the main process, and returns what was skipped and cut, in words."""
-        said = self.figures.report()
+        said = self.figures.report(self.args.train_length)
         if self.is_world_process_zero():
             said += curves(self.state.log_history, Path(self.args.output_dir) / "curves.png")
         return said

@@ -39,6 +39,9 @@ CASES = {
     "mixed-length": (Strategy.MIXED_LENGTH, 0),
     "bounded": (Strategy.BOUNDED, 0),
     "long-only": (Strategy.LONG_ONLY, 0),
+    "himo-local": (Strategy.HIMO, 0.9),
+    "himo-global": (Strategy.HIMO, 0.9),
+    "margin-undistinguished": (Strategy.UNDISTINGUISHED, 0),
 }
 
 
@@ -63,7 +66,7 @@ def step(case: str, model: nn.Module, local: slice, local_scopes: int) -> LossTe
     replaced = mixed_length_rows(BATCH, 0.3, generator=generator)
     if strategy == Strategy.MIXED_LENGTH:
         longs = torch.where(replaced[:, None], shorts, longs)
-    if strategy in (Strategy.MIXED_LENGTH, Strategy.LONG_ONLY):
+    if strategy in (Strategy.MIXED_LENGTH, Strategy.LONG_ONLY, Strategy.HIMO):
         shorts = longs  # encoded, but part of no loss: parameters must not count as unused
     image, long, short, scale = model(images[local], longs[local], shorts[local])
     short_features = short
@@ -78,18 +81,22 @@ def step(case: str, model: nn.Module, local: slice, local_scopes: int) -> LossTe
             all_gather_with_grad(image_embeds),
             all_gather_with_grad(text_embeds),
             rank() * len(image_embeds),
+            0.5 if "margin" in case else 0.0,
         )
 
     if strategy == Strategy.UNDISTINGUISHED:
         return undistinguished_loss(contrast, image, long, short, short_weight=0.5)
     if strategy == Strategy.BOUNDED:
         return bounded_loss(contrast, image, long, short_features, originals[local], short_weight=0.5)
-    if strategy != Strategy.PRIMARY_COMPONENT:
+    if strategy not in (Strategy.PRIMARY_COMPONENT, Strategy.HIMO):
         return long_only_loss(contrast, image, long)
+    reduced = long if strategy == Strategy.HIMO else image
     if "global" in case:
-        coarse = primary_components(image, num_components, all_reduce_with_grad(second_moments(image))).features
+        coarse = primary_components(reduced, num_components, all_reduce_with_grad(second_moments(reduced))).features
     else:
-        coarse = torch.cat([primary_components(part, num_components).features for part in image.chunk(local_scopes)])
+        coarse = torch.cat([primary_components(part, num_components).features for part in reduced.chunk(local_scopes)])
+    if strategy == Strategy.HIMO:
+        return primary_component_loss(contrast, image, image, long, coarse, short_weight=0.5)
     return primary_component_loss(contrast, image, coarse, long, short, short_weight=0.5)
 
 

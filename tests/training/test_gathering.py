@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 Results = tuple[dict[str, dict[str, torch.Tensor]], dict[str, str]]
 CASES = [
     *(f"primary-component-{scope}{share}" for scope in ("local", "global") for share in ("", "-share")),
-    "undistinguished", "mixed-length", "bounded", "long-only",
+    "undistinguished", "mixed-length", "bounded", "long-only", "himo-local", "himo-global", "margin-undistinguished",
 ]  # fmt: skip
 
 

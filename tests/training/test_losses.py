@@ -19,7 +19,6 @@ from longclip_hf.training.losses import (
     primary_component_loss,
     undistinguished_loss,
 )
-from longclip_hf.training.settings import Strategy
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -180,10 +179,3 @@ def test_long_only() -> None:
     images, longs = embeds(2)
     assert long_only_loss(contrast, images, longs).loss.equal(contrast(images, longs))
     assert long_only_loss(contrast, images, longs).short is None
-
-
-def test_strategies_are_their_names() -> None:
-    assert Strategy("primary-component") is Strategy.PRIMARY_COMPONENT
-    assert [str(strategy) for strategy in Strategy] == [
-        "primary-component", "undistinguished", "mixed-length", "bounded", "long-only",
-    ]  # fmt: skip
