@@ -37,6 +37,8 @@ CASES = {
         "bounded": {"strategy": "bounded"},
         "long-only": {"strategy": "long-only"},
         "himo": {"strategy": "himo", "num_components": 0.9},
+        "debias": {"strategy": "debias", "short_loss_weight": 0.5},
+        "debias-positions": {"strategy": "debias", "short_prefix": "positions", "sentence_dropout": 0.4},
         "undistinguished-margin": {"strategy": "undistinguished", "hard_negative_margin": 0.5},
     }.items()
 }
@@ -49,7 +51,8 @@ def make_rows(count: int, seed: int = 0, longest: int = 120) -> list[CaptionRow]
     rows = []
     for _ in range(count):
         caption = " ".join(rng.choices(words, k=rng.randint(2, 9))) + ". "
-        caption += " ".join(rng.choices(words, k=rng.randint(1, longest)))
+        said = rng.choices(words, k=rng.randint(1, longest))
+        caption += " ".join(f"{word}." if number % 9 == 8 else word for number, word in enumerate(said))
         image = torch.randn(3, 32, 32, generator=generator)
         rows.append(
             CaptionRow(image=image, caption=caption, short_caption=first_sentence(caption), bad_rows=[0, 0, 0, 0, 0])

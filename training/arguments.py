@@ -56,6 +56,18 @@ class LongCLIPTrainingArguments(MethodSettings, TrainingArguments):
             )
         if self.components_of is None:
             self.components_of: Literal["image", "text"] = "text" if self.strategy == Strategy.HIMO else "image"
+        debias = self.strategy == Strategy.DEBIAS
+        for name in ("drop_first_sentence", "sample_sentences", "shuffle_sentences"):
+            if getattr(self, name) is None:
+                setattr(self, name, debias)
+        if self.short_prefix is None:
+            self.short_prefix: Literal["none", "tokens", "positions"] = "tokens" if debias else "none"
+        if self.draws_short and not self.needs_short:
+            raise ValueError(f"{self.strategy} has no short captions, so that none are made of sentences.")
+        if self.short_prefix != "none" and not self.encodes_short:
+            raise ValueError(f"{self.strategy} encodes no short captions, so that short_prefix would move none.")
+        if not 0 <= self.sentence_dropout < 1:
+            raise ValueError(f"sentence_dropout must be at least 0 and below 1, got {self.sentence_dropout}.")
         if self.hard_negative_margin < 0:
             raise ValueError(f"hard_negative_margin must be 0 or more, got {self.hard_negative_margin}.")
         if self.keep is not None and self.keep < 0:
@@ -73,6 +85,26 @@ class LongCLIPTrainingArguments(MethodSettings, TrainingArguments):
         low, high = self.min_logit_scale, self.max_logit_scale
         if low is not None and high is not None and low > high:
             raise ValueError(f"min_logit_scale {low} lies above max_logit_scale {high}.")
+
+    @property
+    def needs_short(self) -> bool:
+        """Whether short captions take part in the loss."""
+        return self.strategy not in (Strategy.LONG_ONLY, Strategy.HIMO)
+
+    @property
+    def encodes_short(self) -> bool:
+        """Whether they do in a pass of their own."""
+        return self.needs_short and self.strategy != Strategy.MIXED_LENGTH
+
+    @property
+    def draws_short(self) -> bool:
+        """Whether short captions are made of the long one's sentences at every step."""
+        return bool(self.drop_first_sentence or self.sample_sentences or self.shuffle_sentences)
+
+    @property
+    def draws_sentences(self) -> bool:
+        """Whether any captions are."""
+        return self.draws_short or self.sentence_dropout > 0
 
     def caption_length(self, positions: int) -> int:
         """Where captions are cut, for a model of so many `positions`.

@@ -5,14 +5,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from longclip_hf.errors import DataError
 from longclip_hf.image_files import ImageFiles
 from longclip_hf.images import MAX_PIXELS, to_rgb
-from longclip_hf.sentences import first_sentence
+from longclip_hf.sentences import first_sentence, sentences
 from longclip_hf.training.captions import BAD_ROW_CAUSES, BadRow, read_image
+
+# What `sentences` leaves at the end of a sentence, or at its end within a quotation.
+_ENDINGS = "!?…\"'”’»)]"
 
 
 class CaptionCollator:
@@ -27,18 +31,27 @@ class CaptionCollator:
         image_processor: CLIP's.
         max_length: positions of the text tower; what is longer is cut there and keeps its EOT.
         files: what paths of images may name; by default any file of this machine, and no address.
+        sentences: whether batches hold the sentences of the long captions, from which `drawing` makes others.
 
     Raises:
         ValueError: if the tokenizer has no padding token.
     """
 
-    def __init__(self, tokenizer: Any, image_processor: Any, max_length: int, files: ImageFiles | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_processor: Any,
+        max_length: int,
+        files: ImageFiles | None = None,
+        sentences: bool = False,
+    ) -> None:
         if tokenizer.pad_token_id is None:
             raise ValueError("The tokenizer has no pad_token. CLIP's own pads with its end-of-text token.")
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.max_length = max_length
         self.files = files or ImageFiles(None, access="local")
+        self.sentences = sentences
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch:
@@ -49,6 +62,8 @@ class CaptionCollator:
         - `short_input_ids` and `short_attention_mask`: the same of the short captions, padded to their own longest;
         - `bad_rows`, `torch.LongTensor` of shape `(batch_size, len(BAD_ROW_CAUSES))`: rows skipped on the way to each;
         - `truncated`, `torch.LongTensor` of shape `(batch_size,)`: 1 where the long caption was cut at `max_length`.
+
+        and with `sentences`, see `sentence_tokens`, `sentence_ids` and `sentence_numbers`.
 
         Raises:
             DataError: for a row that cannot be trained on, by its number in the batch.
@@ -65,6 +80,7 @@ class CaptionCollator:
             "short_attention_mask": short_attention_mask,
             "bad_rows": torch.tensor([row.get("bad_rows", none) for row in rows]),
             "truncated": truncated,
+            **(self.sentence_tokens([long for long, _ in captions]) if self.sentences else {}),
         }
 
     def _image(self, row: Mapping[str, Any], number: int) -> torch.Tensor:
@@ -99,6 +115,27 @@ class CaptionCollator:
             input_ids[row, : len(ids)] = torch.tensor(ids)
             attention_mask[row, : len(ids)] = 1
         return input_ids, attention_mask, torch.tensor([int(len(ids) > self.max_length) for ids in encoded])
+
+    def sentence_tokens(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        """`sentence_ids`, the uncut captions from BOS to EOT, padded with EOT to one more than the longest, and
+        `sentence_numbers`, which sentence each token is of, -1 for none. On the CPU, where they are drawn.
+
+        Sentences get back the full stop that `sentences` takes. CLIP's tokens do not reach across white space, so that
+        those of sentences, joined, are those of the joined sentences.
+        """
+        divided = [[f"{s}." if s[-1] not in _ENDINGS else s for s in sentences(text)] or [text] for text in captions]
+        flat = [sentence for row in divided for sentence in row]
+        encoded = iter(self.tokenizer(flat, add_special_tokens=True, truncation=False, verbose=False)["input_ids"])
+        rows = [[next(encoded) for _ in row] for row in divided]
+        (begin, *_, end), width = rows[0][0], 3 + max(sum(len(ids) - 2 for ids in row) for row in rows)
+        sentence_ids = np.full((len(rows), width), end)
+        sentence_numbers = np.full((len(rows), width), -1)
+        sentence_ids[:, 0] = begin
+        for number, row in enumerate(rows):
+            tokens = [(token, of) for of, ids in enumerate(row) for token in ids[1:-1]]
+            sentence_ids[number, 1 : len(tokens) + 1] = [token for token, _ in tokens]
+            sentence_numbers[number, 1 : len(tokens) + 1] = [of for _, of in tokens]
+        return {"sentence_ids": sentence_ids, "sentence_numbers": sentence_numbers}
 
 
 def _caption(row: Mapping[str, Any], number: int) -> tuple[str, str]:

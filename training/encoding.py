@@ -48,14 +48,20 @@ def encode(
     short_texts = None
     if short:
         short_ids, short_mask = batch["short_input_ids"], batch["short_attention_mask"]
-        short_texts = encode_texts(clip, short_ids, short_mask, grouping, chunk_size)
+        positions = batch.get("short_position_ids")
+        short_texts = encode_texts(clip, short_ids, short_mask, grouping, chunk_size, positions)
     return Embeddings(image, long, short_texts, clip.logit_scale.float().reshape(()))
 
 
 def encode_texts(
-    clip: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, grouping: Grouping, chunk_size: int | None
+    clip: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    grouping: Grouping,
+    chunk_size: int | None,
+    position_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Text features of shape `(batch_size, projection_dim)`; see `encode`."""
+    """Text features of shape `(batch_size, projection_dim)`, at 0, 1, 2, ... or at `position_ids`; see `encode`."""
     lengths = attention_mask.sum(dim=1).cpu()
     order, sizes = grouping(lengths)
     longest = [int(part.max()) for part in lengths[order].split(sizes)]
@@ -63,8 +69,12 @@ def encode_texts(
     encoded = []
     for rows, length in zip(order.split(sizes), longest, strict=True):
         # No mask is needed: attention is causal, and padding stands after the EOT.
-        trimmed = input_ids[rows, :length]
-        encoded += [_encoded(_text_features, chunk_size, clip, c) for c in trimmed.split(chunk_size or len(trimmed))]
+        texts = [
+            part[rows, :length].split(chunk_size or len(rows))
+            for part in (input_ids, position_ids)
+            if part is not None
+        ]
+        encoded += [_encoded(_text_features, chunk_size, clip, *chunk) for chunk in zip(*texts, strict=True)]
     return torch.cat(encoded)[order.argsort()]
 
 
@@ -72,19 +82,18 @@ def _image_features(clip: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     return features(clip.get_image_features(pixel_values=pixel_values)).float()
 
 
-def _text_features(clip: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    return features(clip.get_text_features(input_ids=input_ids)).float()
+def _text_features(clip: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+    # A frozen text tower has its texts where they always were.
+    at = {} if position_ids is None else {"position_ids": position_ids}
+    return features(clip.get_text_features(input_ids=input_ids, **at)).float()
 
 
 def _encoded(
-    encoder: Callable[[nn.Module, torch.Tensor], torch.Tensor],
-    chunk_size: int | None,
-    clip: nn.Module,
-    chunk: torch.Tensor,
+    encoder: Callable[..., torch.Tensor], chunk_size: int | None, clip: nn.Module, *chunk: torch.Tensor
 ) -> torch.Tensor:
     if chunk_size is None or not torch.is_grad_enabled():
-        return encoder(clip, chunk)
-    encoded: torch.Tensor = checkpoint(encoder, clip, chunk, use_reentrant=False)
+        return encoder(clip, *chunk)
+    encoded: torch.Tensor = checkpoint(encoder, clip, *chunk, use_reentrant=False)
     return encoded
 
 

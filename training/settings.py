@@ -21,6 +21,7 @@ class Strategy(StrEnum):
     BOUNDED = "bounded"
     LONG_ONLY = "long-only"
     HIMO = "himo"
+    DEBIAS = "debias"
 
 
 @dataclass
@@ -154,7 +155,8 @@ class MethodSettings:
         default=Strategy.PRIMARY_COMPONENT,
         metadata={
             "help": "How the short-text ability is kept: primary-component, undistinguished, mixed-length, bounded, "
-            "long-only (direct fine-tuning) (paper table 5); himo (components of the long text, no short captions).",
+            "long-only (direct fine-tuning) (paper table 5); himo (components of the long text, no short captions), "
+            "debias (primary-component with short captions drawn from all sentences but the first).",
             "choices": [str(strategy) for strategy in Strategy],
         },
     )
@@ -180,6 +182,28 @@ class MethodSettings:
         metadata={
             "help": "Weight of the second loss, of short captions or components: 1.0 as released, 0.1 before May 2024."
         },
+    )
+    drop_first_sentence: bool | None = field(
+        default=None,
+        metadata={"help": "Make short captions of the long one's sentences, less the first. Default: with debias."},
+    )
+    sample_sentences: bool | None = field(
+        default=None,
+        metadata={"help": "Make them of a random number of sentences, drawn at every step. Default: with debias."},
+    )
+    shuffle_sentences: bool | None = field(
+        default=None, metadata={"help": "Make them of sentences in any order. Default: with debias."}
+    )
+    short_prefix: Literal["none", "tokens", "positions"] | None = field(
+        default=None,
+        metadata={
+            "help": "Move short captions to a random place, behind a prefix (tokens) or by their position_ids alone "
+            "(positions, cheaper). Default: tokens with debias, none otherwise."
+        },
+    )
+    sentence_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Probability of each sentence of a long caption to be left out, drawn at every step."},
     )
     hard_negative_margin: float = field(
         default=0.0,

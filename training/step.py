@@ -22,8 +22,7 @@ from longclip_hf.training.losses import (
 )
 from longclip_hf.training.settings import Strategy
 
-WITH_COMPONENTS = (Strategy.PRIMARY_COMPONENT, Strategy.HIMO)
-WITHOUT_SHORT = (Strategy.LONG_ONLY, Strategy.MIXED_LENGTH, Strategy.HIMO)  # that encode no short captions
+WITH_COMPONENTS = (Strategy.PRIMARY_COMPONENT, Strategy.HIMO, Strategy.DEBIAS)
 
 
 def step_loss(
@@ -97,20 +96,23 @@ def with_mixed_captions(
     return mixed
 
 
-def check_batch(inputs: Mapping[str, Any], strategy: Strategy) -> None:
-    """Refuses a batch of somebody's own collator that lacks what the strategy trains on.
+def check_batch(inputs: Mapping[str, Any], args: LongCLIPTrainingArguments | None = None) -> None:
+    """Refuses a batch of somebody's own collator that lacks what the strategy trains on; without `args`, to evaluate.
 
     Raises:
         TrainingError: naming what is missing.
     """
     needed = ["pixel_values", "input_ids", "attention_mask"]
-    if strategy not in (Strategy.LONG_ONLY, Strategy.HIMO):
+    if args is not None and args.needs_short:
         needed += ["short_input_ids", "short_attention_mask"]
+    if args is not None and args.draws_sentences:
+        needed += ["sentence_ids", "sentence_numbers"]
     missing = [name for name in needed if name not in inputs]
     if missing:
+        purpose = f"the strategy {args.strategy} trains on" if args is not None else "evaluation needs"
         raise TrainingError(
-            f"The batches lack {', '.join(missing)}, which the strategy {strategy} trains on; they hold "
-            f"{', '.join(inputs)}. The collator must give them, as CaptionCollator does."
+            f"The batches lack {', '.join(missing)}, which {purpose}; they hold {', '.join(inputs)}. The collator "
+            "must give them, as CaptionCollator does."
         )
 
 

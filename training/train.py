@@ -264,7 +264,9 @@ def run(settings: Settings) -> dict[str, float]:
         )
     if settings.model.lora_rank:
         model = with_adapters(model, settings.model.lora_rank, settings.model.lora_alpha)
-    collator = CaptionCollator(processor.tokenizer, processor.image_processor, length)
+    collator = CaptionCollator(
+        processor.tokenizer, processor.image_processor, length, sentences=training.draws_sentences
+    )
     train_rows, heldout_rows = load_rows(
         settings.data,
         transform=collator.pixels,

@@ -25,6 +25,7 @@ from longclip_hf.training.captions import CaptionStream
 from longclip_hf.training.checkpoints import check_readable, last_complete_checkpoint, read_record
 from longclip_hf.training.collator import CaptionCollator, even_groups, length_groups
 from longclip_hf.training.components import check_components
+from longclip_hf.training.drawing import Place, with_drawn_captions, with_prefix
 from longclip_hf.training.encoding import (
     Embeddings,
     FrozenText,
@@ -42,7 +43,6 @@ from longclip_hf.training.saving import SavingTrainer, refuse_what_fsdp_cannot_s
 from longclip_hf.training.settings import Strategy
 from longclip_hf.training.step import (
     WITH_COMPONENTS,
-    WITHOUT_SHORT,
     check_batch,
     check_collator,
     step_loss,
@@ -124,10 +124,12 @@ class LongCLIPTrainer(SavingTrainer):
             **kwargs,
         )
         clip = clip_of(self.model)
-        length = args.caption_length(clip.config.text_config.max_position_embeddings)
+        self.caption_length = args.caption_length(clip.config.text_config.max_position_embeddings)
         if data_collator is None:
-            self.data_collator = CaptionCollator(processing_class.tokenizer, processing_class.image_processor, length)
-        check_collator(self.data_collator, args, length)
+            tokenizer, image_processor = processing_class.tokenizer, processing_class.image_processor
+            drawn = {"sentences": args.draws_sentences}
+            self.data_collator = CaptionCollator(tokenizer, image_processor, self.caption_length, **drawn)
+        check_collator(self.data_collator, args, self.caption_length)
         if self.is_fsdp_enabled:
             refuse_what_fsdp_cannot_save(self)
             clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))  # FSDP2 divides no scalars
@@ -283,12 +285,15 @@ class LongCLIPTrainer(SavingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         args: LongCLIPTrainingArguments = self.args
-        check_batch(inputs, Strategy(args.strategy))
+        check_batch(inputs, args)
+        place = Place(args.seed, self.state.global_step, self._batch_of_step[1])
+        inputs = with_drawn_captions(inputs, args, place, self.caption_length)
         if args.strategy == Strategy.MIXED_LENGTH:
-            place = self.state.global_step, self._batch_of_step[1]
-            inputs = with_mixed_captions(inputs, args.mixed_length_share, args.seed, *place)
-        embeddings = self.embed(model, inputs, short=args.strategy not in WITHOUT_SHORT)
-        terms, variance_kept = self.loss_terms(embeddings, inputs)
+            inputs = with_mixed_captions(inputs, args.mixed_length_share, *place)
+        original = self._original_features(inputs) if args.strategy == Strategy.BOUNDED else None
+        inputs = with_prefix(inputs, str(args.short_prefix), place, self.caption_length)
+        embeddings = self.embed(model, inputs, short=args.encodes_short)
+        terms, variance_kept = self.loss_terms(embeddings, original)
         if model.training:
             self.figures.add(inputs, embeddings, terms, variance_kept)
         return (terms.loss, embeddings) if return_outputs else terms.loss
@@ -308,10 +313,9 @@ class LongCLIPTrainer(SavingTrainer):
         return (even_groups if self.is_fsdp_enabled else length_groups)(lengths, self.args.length_groups)
 
     def loss_terms(
-        self, embeddings: Embeddings, inputs: Mapping[str, torch.Tensor]
+        self, embeddings: Embeddings, original: torch.Tensor | None
     ) -> tuple[LossTerms, torch.Tensor | None]:
         """See `step_loss`."""
-        original = self._original_features(inputs) if self.args.strategy == Strategy.BOUNDED else None
         return step_loss(self.args, embeddings, original)
 
     def _original_features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -384,7 +388,7 @@ class LongCLIPTrainer(SavingTrainer):
         There is no loss: in-batch losses of batches of other sizes are not comparable.
         """
         inputs = self._prepare_inputs(inputs)
-        check_batch(inputs, Strategy.LONG_ONLY)
+        check_batch(inputs)
         with torch.no_grad():
             embeddings = self.embed(model, inputs, short="short_input_ids" in inputs)
         rows = torch.arange(len(embeddings.image), device=embeddings.image.device)  # without labels, no metric

@@ -134,6 +134,7 @@ def test_the_margin_has_no_gradient_of_its_own() -> None:
 
 RUNS: list[dict[str, Any]] = [
     {"strategy": "himo", "num_components": 0.9, "hard_negative_margin": 0.25, "keep": 0, "train_length": 40},
+    {"strategy": "debias", "sentence_dropout": 0.3},
 ]
 
 
@@ -192,6 +193,10 @@ def test_captions_cut_for_training(longclip_folder: Path, tmp_path: Path) -> Non
         ({"train_length": 2}, "3 or more, got 2"),
         ({"train_length": 249}, "train_length is 249, and the model reads 248 tokens"),
         ({"hard_negative_margin": -0.1}, r"hard_negative_margin must be 0 or more, got -0\.1"),
+        ({"sentence_dropout": 1.0}, "sentence_dropout must be at least 0 and below 1"),
+        ({"strategy": "himo", "drop_first_sentence": True}, "himo has no short captions, so that none are made"),
+        ({"strategy": "mixed-length", "short_prefix": "tokens"}, "mixed-length encodes no short captions"),
+        ({"strategy": "debias", "num_components": 11}, "12 images per process span 11 dimensions"),
         ({"strategy": "himo", "num_components": 11}, "12 images per process span 11 dimensions"),
     ],
 )
@@ -211,8 +216,20 @@ def test_a_collator_that_cuts_elsewhere(longclip_folder: Path, tmp_path: Path) -
         )
 
 
+def test_debias_is_primary_component_matching_of_drawn_captions(tmp_path: Path) -> None:
+    """Its four parts are on, and each can be switched off; other strategies can have them."""
+    debias = arguments(tmp_path, strategy="debias")
+    assert debias.drop_first_sentence and debias.sample_sentences and debias.shuffle_sentences
+    assert debias.short_prefix == "tokens" and debias.components_of == "image"
+    parts = {"drop_first_sentence": False, "sample_sentences": False, "shuffle_sentences": False}
+    assert not arguments(tmp_path, strategy="debias", short_prefix="none", **parts).draws_short
+    for strategy in ("undistinguished", "primary-component", "bounded"):
+        assert not arguments(tmp_path, strategy=strategy).draws_short
+        assert arguments(tmp_path, strategy=strategy, shuffle_sentences=True, short_prefix="positions").draws_short
+
+
 def test_strategies_are_their_names() -> None:
     assert Strategy("primary-component") is Strategy.PRIMARY_COMPONENT
     assert [str(strategy) for strategy in Strategy] == [
-        "primary-component", "undistinguished", "mixed-length", "bounded", "long-only", "himo",
+        "primary-component", "undistinguished", "mixed-length", "bounded", "long-only", "himo", "debias",
     ]  # fmt: skip
