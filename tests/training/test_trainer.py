@@ -46,9 +46,8 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def batch(longclip_folder: Path) -> dict[str, torch.Tensor]:
     processor = AutoProcessor.from_pretrained(longclip_folder)
-    made: dict[str, torch.Tensor] = CaptionCollator(processor.tokenizer, processor.image_processor, 248)(
-        make_rows(BATCH)
-    )
+    collator = CaptionCollator(processor.tokenizer, processor.image_processor, 248, sentences=True)
+    made: dict[str, torch.Tensor] = collator(make_rows(BATCH))
     return made
 
 
