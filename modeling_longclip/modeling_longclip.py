@@ -75,7 +75,8 @@ def _check_text(text_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
     Raises:
         ValueError: if `input_ids` of shape `(batch_size, sequence_length)` is longer than the positional table, or a
-            row has no EOT token: CLIP pools at the first EOT, and without one silently at position 0.
+            row has no EOT token or begins with one, as padding on the left makes it: CLIP pools at the first EOT, and
+            in both cases silently at position 0.
     """
     input_ids = args[0] if args else kwargs.get("input_ids")
     if input_ids is None:
@@ -89,40 +90,43 @@ def _check_text(text_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
     if input_ids.is_meta or tracing or torch.compiler.is_compiling():
         return  # there are no values to look at
-    has_eot = _has_eot(text_model, input_ids)
-    if has_eot is not None and not has_eot.all():
-        rows = (~has_eot.flatten()).nonzero().flatten().tolist()
+    pools = _pools_at_its_end(text_model, input_ids)
+    if pools is not None and not pools.all():
+        rows = (~pools.flatten()).nonzero().flatten().tolist()
         named = f"rows {rows[:10]}{' ...' if len(rows) > 10 else ''}"
+        remedy = "Tokenize with CLIP's tokenizer, which appends it, and cut with truncation=True, which keeps it."
+        wrong = f"no EOT token (id {text_model.eos_token_id})"
+        if (input_ids[..., 0] == text_model.eos_token_id).any():
+            wrong, remedy = f"{wrong}, or begin with it", 'Pad on the right, with padding_side="right".'
         raise ValueError(
-            f"{len(rows)} of {has_eot.numel()} texts have no EOT token (id {text_model.eos_token_id}), {named}: CLIP "
-            "pools at the first EOT. Tokenize with CLIP's tokenizer, which appends it, and cut with truncation=True, "
-            "which keeps it."
+            f"{len(rows)} of {pools.numel()} texts have {wrong}, {named}: CLIP pools at the first EOT. {remedy}"
         )
 
 
 def _mark_unpooled(text_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Runs after a compiled text transformer: a row without EOT gets NaN instead of the state of position 0.
+    """Runs after a compiled text transformer: a row that pools at position 0 gets NaN instead.
 
     A compiled graph cannot raise an error for a value: a branch would break the graph, and an assertion ends the whole
     process where the code around it runs on several threads.
     """
     if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return output
-    has_eot = _has_eot(text_model, args[0] if args else kwargs["input_ids"])
-    if has_eot is None:
+    pools = _pools_at_its_end(text_model, args[0] if args else kwargs["input_ids"])
+    if pools is None:
         return output
-    pooled = output[1].masked_fill(~has_eot[:, None], float("nan"))
+    pooled = output[1].masked_fill(~pools[:, None], float("nan"))
     if isinstance(output, BaseModelOutputWithPooling):
         output.pooler_output = pooled
         return output
     return (output[0], pooled, *output[2:])
 
 
-def _has_eot(text_model: Any, input_ids: torch.Tensor) -> torch.Tensor | None:
-    """Which rows have an EOT, of shape `(batch_size,)`; None where CLIP pools without one."""
+def _pools_at_its_end(text_model: Any, input_ids: torch.Tensor) -> torch.Tensor | None:
+    """Which rows have an EOT and do not begin with it, of shape `(batch_size,)`; None where CLIP pools without one."""
     if text_model.eos_token_id == _LEGACY_EOS_TOKEN_ID:
         return None
-    return (input_ids == text_model.eos_token_id).any(dim=-1)
+    is_eot = input_ids == text_model.eos_token_id
+    return is_eot.any(dim=-1) & ~is_eot[..., 0]
 
 
 class LongCLIPTextModel(_LongCLIPPreTrainedModel, CLIPTextModel):

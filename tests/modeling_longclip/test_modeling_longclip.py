@@ -302,6 +302,13 @@ class TestRefusedTexts:
         with pytest.raises(ValueError, match=r"2 of 3 texts have no EOT token \(id 99\), rows \[0, 2\]:.*truncation"):
             pooled(twins.ours, input_ids)
 
+    def test_padded_on_the_left(self, twins: Twins) -> None:
+        """Its first EOT is padding, and CLIP would pool there."""
+        padded = texts(5, 9)["input_ids"]
+        padded[0] = padded[0].flip(0)
+        with pytest.raises(ValueError, match=r"1 of 2 texts .*begin with it, rows \[0\]:.*padding_side=\"right\""):
+            pooled(twins.ours, padded)
+
     def test_in_the_whole_model(self) -> None:
         model = LongCLIPModel(config_for(LongCLIPModel))
         inputs = inputs_for(model, 5, 9)
