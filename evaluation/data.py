@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from longclip_hf.cleaning import SPECIAL_TOKEN
 from longclip_hf.errors import BenchmarkError
 from longclip_hf.image_files import ImageFiles
 
@@ -86,6 +87,11 @@ def retrieval(name: str, pairs: Pairs, notes: Sequence[str] = ()) -> Retrieval:
         ("empty captions, left out", empty),
         ("images left out, as they had no other caption", without),
         ("captions that another image has too (only the own image counts as found)", shared),
+        (
+            "captions with a literal <|endoftext|> or <|startoftext|>, which hides what follows unless "
+            "--neutralise_special_tokens is given",
+            sum(bool(SPECIAL_TOKEN.search(caption)) for caption in captions),
+        ),
         ("images that are listed again (only the caption's own entry counts as found)", twice),
     )
     return Retrieval(name, images, captions, image_of, [*notes, *counted(found)])

@@ -85,6 +85,7 @@ class Encoder:
             one for every core, up to 16, shared among this machine's processes.
         max_pixels: of the largest image that is decoded.
         quiet: show no progress and no warnings.
+        prepare: done to every text before it is tokenized; see `longclip_hf.cleaning.preparation`.
 
     Attributes:
         name, device: as above.
@@ -119,6 +120,7 @@ class Encoder:
         workers: int | None = None,
         max_pixels: int = MAX_PIXELS,
         quiet: bool = False,
+        prepare: Callable[[str], str] | None = None,
     ) -> None:
         try:
             from accelerate import PartialState
@@ -154,6 +156,7 @@ class Encoder:
         self.workers = workers
         self.max_pixels = max_pixels
         self.quiet = quiet
+        self.prepare = prepare
         self.encoded: Counter[Tower] = Counter()
         self.stored: Counter[Tower] = Counter()
 
@@ -172,6 +175,8 @@ class Encoder:
             raise EncodingError(f"Of {limit} tokens, none is the text's: {_SHORTEST} are the fewest.")
         if not texts:
             raise EncodingError("There are no texts to encode.")
+        if self.prepare is not None:
+            texts = [self.prepare(text) for text in texts]
         if empty := [index for index, text in enumerate(texts) if not text.strip()]:
             raise EncodingError(f"{len(empty)} of {len(texts)} texts are empty: {some(empty)}. Leave them out.")
         ids, lengths, truncated = self._tokenize(texts, limit)

@@ -106,6 +106,8 @@ def describe(
     again = sum(count for count in Counter(digests).values() if count > 1)
     if again:
         notes.append(f"{again} images are byte for byte the same as another")
+    if few := int((found.lengths < 5).sum()):  # start and end of text among them
+        notes.append(f"captions with fewer than 3 tokens: {few}")
     texts: list[Sequence[Any]]
     if isinstance(benchmark, Retrieval):
         texts = [benchmark.captions, benchmark.image_of]

@@ -73,6 +73,14 @@ def main(args: list[str] | None = None) -> int:
     classes.add_argument("--class_names", type=Path, metavar="FILE", help="lines of class<TAB>name")
     classes.add_argument("--templates", type=Path, metavar="FILE", help="one template with {} a line")
     how = parser.add_argument_group("how")
+    how.add_argument(
+        "--clean_captions", action="store_true",
+        help="clean texts as CLIP's original tokenizer does (ftfy, HTML entities); transformers' fast one does not",
+    )  # fmt: skip
+    how.add_argument(
+        "--neutralise_special_tokens", action="store_true",
+        help="read a literal <|endoftext|> within a text as words; as a token it hides what follows",
+    )  # fmt: skip
     how.add_argument("--cache", type=Path, metavar="DIR", help="where features are kept; default: OUTPUT/features")
     how.add_argument("--device", help="default: an accelerator, if there is one")
     how.add_argument("--dtype", default="float32", help="of weights and computation, %(default)s")
@@ -103,6 +111,7 @@ def run(options: Any, command: str) -> None:
 
     import transformers
 
+    from longclip_hf.cleaning import preparation
     from longclip_hf.evaluation.benchmarks import BENCHMARKS, Columns, load_benchmark
     from longclip_hf.evaluation.encoding import Encoder
     from longclip_hf.evaluation.feature_store import FeatureStore
@@ -146,7 +155,7 @@ def run(options: Any, command: str) -> None:
             source, revision, trust_remote_code=options.trust_remote_code, device=options.device,
             dtype=options.dtype, store=FeatureStore(options.cache or options.output / "features"),
             batch_tokens=options.batch_tokens, batch_images=options.batch_images, workers=options.workers,
-            quiet=options.quiet,
+            quiet=options.quiet, prepare=preparation(options.clean_captions, options.neutralise_special_tokens),
         )  # fmt: skip
         models.append(
             Model(name, encoder.revision, encoder.fingerprint, encoder.model_class, encoder.positions, encoder.dtype)
@@ -172,8 +181,13 @@ def run(options: Any, command: str) -> None:
     if is_first_process():
         now = datetime.now(UTC).isoformat(timespec="seconds")
         _write(
-            Results(now, command, _versions(), hardware, models, list(infos.values()), scores, gained), misses, options
-        )
+            Results(
+                now, command, _versions(), hardware, models, list(infos.values()), scores, gained,
+                clean_captions=options.clean_captions, neutralise_special_tokens=options.neutralise_special_tokens,
+            ),
+            misses,
+            options,
+        )  # fmt: skip
 
 
 def _write(results: "Results", misses: "list[Miss]", options: Any) -> None:

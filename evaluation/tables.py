@@ -80,7 +80,12 @@ def notes_of(info: BenchmarkInfo) -> list[str]:
 
 
 def made_with(results: Results) -> str:
-    return ", ".join([*(f"{name} {version}" for name, version in results.versions.items()), results.hardware])
+    prepared = [
+        *(["captions cleaned (--clean_captions)"] if results.clean_captions else []),
+        *(["special tokens read as words"] if results.neutralise_special_tokens else []),
+    ]
+    versions = [f"{name} {version}" for name, version in results.versions.items()]
+    return ", ".join([*versions, results.hardware, *prepared])
 
 
 def tables(results: Results, info: BenchmarkInfo) -> list[Table]:

@@ -117,6 +117,9 @@ class Results:
     benchmarks: list[BenchmarkInfo]
     scores: list[Score]
     differences: list[Difference]
+    # How texts were prepared; see longclip_hf/cleaning.py.
+    clean_captions: bool = False
+    neutralise_special_tokens: bool = False
 
 
 def read_results(path: Path) -> Results:
@@ -180,7 +183,9 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         _expect(number and math.isfinite(value), where, value, "a finite number")
         return float(value)
-    if kind is int:
+    if kind is bool:
+        _expect(isinstance(value, bool), where, value, "true or false")
+    elif kind is int:
         _expect(type(value) is int and value >= 0, where, value, "a count")
     else:
         _expect(isinstance(value, kind), where, value, "a text")

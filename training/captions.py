@@ -107,6 +107,7 @@ class RowReader:
             the decoded images of a whole batch: 18 GB for 2048 of 3 megapixels.
         target: of the side that the model sees, if images need not have more than twice that; see `decode_image`.
         first_sentence: of a long caption.
+        prepare: done to every caption before, such as cleaning; see `longclip_hf.cleaning.preparation`.
     """
 
     image_column: str
@@ -117,23 +118,35 @@ class RowReader:
     transform: Callable[[Image.Image], Any] | None = None
     target: int | None = None
     first_sentence: Callable[[str], str] = first_sentence
+    prepare: Callable[[str], str] | None = None
 
     def __call__(self, row: Mapping[str, Any]) -> tuple[Any, str, str]:
         """
         Raises:
             BadRow: if the row cannot be trained on.
         """
+        caption, short = self.captions(row)
+        image = read_image(field(row, self.image_column), self.files, self.max_image_pixels, self.target)
+        return (image if self.transform is None else self.transform(image)), caption, short
+
+    def captions(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """The long and the short caption.
+
+        Raises:
+            BadRow: if one is empty.
+        """
         caption = self._caption(row, self.long_column)
         short = self._caption(row, self.short_column) if self.short_column else self.first_sentence(caption)
         if not short.strip():
             raise BadRow("empty_caption", f"{caption[:40]!r} has no first sentence")
-        image = read_image(field(row, self.image_column), self.files, self.max_image_pixels, self.target)
-        return (image if self.transform is None else self.transform(image)), caption, short
+        return caption, short
 
     def _caption(self, row: Mapping[str, Any], column: str) -> str:
         caption = field(row, column)
         if caption is not None and not isinstance(caption, str):
             raise DataError(f"Column {column!r} must hold texts, found {type(caption).__name__}: {caption!r:.80}")
+        if caption is not None and self.prepare is not None:
+            caption = self.prepare(caption)
         if caption is None or not caption.strip():
             raise BadRow("empty_caption", f"column {column!r}")
         return caption

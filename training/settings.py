@@ -83,6 +83,17 @@ class DataArguments:
             "'. ', as in the released code."
         },
     )
+    clean_captions: bool = field(
+        default=False,
+        metadata={
+            "help": "Clean captions as CLIP's original tokenizer does (ftfy, HTML entities); transformers' fast one "
+            "reads them as they are."
+        },
+    )
+    neutralise_special_tokens: bool = field(
+        default=False,
+        metadata={"help": "Read a literal <|endoftext|> within a caption as words. As a token it hides what follows."},
+    )
     heldout_split: str | None = field(
         default=None, metadata={"help": "Split to take the held-out rows from. Default: the split to train on."}
     )

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Subset
 
+from longclip_hf.cleaning import preparation
 from longclip_hf.errors import DataError, JSONListError
 from longclip_hf.image_files import ImageFiles
 from longclip_hf.json_list import json_objects
@@ -62,6 +63,7 @@ def load_rows(
         transform,
         image_side if data.reduced_decoding else None,
         first_sentence if data.first_sentence == "punctuation" else released_first_sentence,
+        preparation(data.clean_captions, data.neutralise_special_tokens),
     )
     if data.heldout_split in (None, data.train_split):
         heldout, begin = _first(rows, data.heldout_rows)

@@ -229,6 +229,7 @@ def run(settings: Settings) -> dict[str, float]:
     import torch
     from transformers import AutoProcessor, PrinterCallback, TrainerCallback, set_seed
 
+    from longclip_hf.training.caption_report import report_captions
     from longclip_hf.training.captions import CaptionStream
     from longclip_hf.training.checkpoints import last_complete_checkpoint
     from longclip_hf.training.collator import CaptionCollator
@@ -286,6 +287,8 @@ def run(settings: Settings) -> dict[str, float]:
         data_collator=collator,
         callbacks=[StopIfDone()],
     )
+    if trainer.is_world_process_zero() and not settings.quiet:
+        print(report_captions(train_rows, processor.tokenizer, positions) or "", flush=True)
     if settings.quiet:
         trainer.remove_callback(PrinterCallback)  # the Trainer's, where it shows no bar
     resume = training.resume_from_checkpoint or last_complete_checkpoint(training.output_dir)

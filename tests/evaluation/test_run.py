@@ -192,6 +192,28 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_one(longclip_folder: Pat
     assert "images in the folder that no row names, left out: 1" in notes, notes
 
 
+def test_captions_are_prepared(longclip_folder: Path, tmp_path: Path) -> None:
+    """As asked, and results.json says it."""
+    (tmp_path / "photos").mkdir()
+    rows = make_rows(2)
+    rows[0]["caption"] = "&amp;amp; <|endoftext|> a dog"
+    rows[1]["caption"] = "a dog"
+    imagefolder(rows, tmp_path / "photos")
+    given = [
+        str(word) for word in (longclip_folder, "--benchmark", tmp_path / "photos", "--no_effective_length", *QUICK)
+    ]
+    lengths = []
+    for name, options in (("raw", []), ("prepared", ["--clean_captions", "--neutralise_special_tokens"])):
+        assert run.main([*given, "--output", str(tmp_path / name), *options]) == 0
+        found = read_results(tmp_path / name / "results.json")
+        assert (found.clean_captions, found.neutralise_special_tokens) == (bool(options), bool(options))
+        assert ("captions cleaned" in (tmp_path / name / "report.md").read_text()) == bool(options)
+        (benchmark,) = found.benchmarks
+        assert [note for note in benchmark.notes if "literal <|endoftext|>" in note]
+        lengths.append(len(benchmark.lengths) - 1)
+    assert lengths[0] != lengths[1]
+
+
 def test_one_image_has_no_curve(longclip_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     imagefolder(make_rows(1), tmp_path / "photos")

@@ -67,6 +67,18 @@ def test_the_rule_of_the_first_sentence(tmp_path: Path) -> None:
         assert load_rows(data)[0][0]["short_caption"] == short
 
 
+def test_captions_are_prepared_before_their_first_sentence(tmp_path: Path) -> None:
+    rows = make_rows(2)
+    for row in rows:
+        row["caption"] = "Fish &amp; chips.<|endoftext|> A plate."
+    setting = imagefolder(rows, tmp_path)
+    data = DataArguments(**setting, heldout_rows=0, clean_captions=True, neutralise_special_tokens=True)
+    row = load_rows(data)[0][0]
+    assert (row["caption"], row["short_caption"]) == (
+        "Fish & chips.<| endoftext |> A plate.", "Fish & chips.<| endoftext |> A plate"
+    )  # fmt: skip
+
+
 def test_the_transform_is_applied_to_rows_of_both_datasets(tmp_path: Path) -> None:
     train, heldout = load_rows(
         DataArguments(**imagefolder(make_rows(), tmp_path), heldout_rows=3), transform=lambda image: image.size
