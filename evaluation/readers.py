@@ -35,6 +35,18 @@ def _folder(path: Path) -> Path:
     return path
 
 
+def _below(folder: Path, name: str) -> Path:
+    """`folder / name`. Names stand in files that somebody else wrote, and lead to files of the folder only; the files
+    themselves may be links, as whoever unpacked the data put them there.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BenchmarkError(
+            f"A file of the benchmark names {name!r}, which leaves its folder {folder}. Download it again, from "
+            "where it was published."
+        )
+    return folder / name
+
+
 def _images(pairs: Iterable[tuple[Path, Sequence[str]]]) -> Pairs:
     """Files with their captions. One error for all that are missing."""
     pairs = list(pairs)
@@ -83,7 +95,7 @@ def _first_line(file: Path) -> str:
 def sharegpt4v_1k(data: Path) -> Pairs:
     # The rest is not read: the file has 1.5 GB.
     rows = itertools.islice(json_objects(_file(data / "share-captioner_coco_lcs_sam_1246k_1107.json")), 1000)
-    return _images((data / row["image"], [row["conversations"][1]["value"].replace("\n", " ")]) for row in rows)
+    return _images((_below(data, row["image"]), [row["conversations"][1]["value"].replace("\n", " ")]) for row in rows)
 
 
 def coco_5k(data: Path) -> Pairs:
@@ -99,14 +111,14 @@ def coco_5k(data: Path) -> Pairs:
             f"COCO: in captions_val2017.json {len(without)} images have no caption and {len(strangers)} captions have "
             f"no image, such as number {(without or strangers)[0]}. Download it again."
         )
-    files = {image["id"]: data / "val2017" / image["file_name"] for image in content["images"]}
+    files = {image["id"]: _below(data / "val2017", image["file_name"]) for image in content["images"]}
     return _images((files[number], captions[number][:5]) for number in sorted(files))
 
 
 def flickr30k_1k(data: Path) -> Pairs:
     rows = [row for row in _json(data / "dataset_flickr30k.json")["images"] if row["split"] == "test"]
     folder = data / "flickr30k-images"
-    return _images((folder / row["filename"], [text["raw"] for text in row["sentences"]]) for row in rows)
+    return _images((_below(folder, row["filename"]), [text["raw"] for text in row["sentences"]]) for row in rows)
 
 
 def flickr30k_31k(data: Path) -> Pairs:
@@ -115,26 +127,28 @@ def flickr30k_31k(data: Path) -> Pairs:
         for line in lines:
             name, _, caption = line.partition("\t")  # 1000092795.jpg#0
             captions.setdefault(name.rpartition("#")[0], []).append(caption)
-    return _images((data / "flickr30k-images" / name, texts) for name, texts in captions.items())
+    return _images((_below(data / "flickr30k-images", name), texts) for name, texts in captions.items())
 
 
 def docci(data: Path) -> Pairs:
     rows = [row for row in _json_lines(data / "docci_descriptions.jsonlines") if row["split"] == "test"]
-    return _images((data / "images" / row["image_file"], [row["description"]]) for row in rows)
+    return _images((_below(data / "images", row["image_file"]), [row["description"]]) for row in rows)
 
 
 def dci(data: Path) -> Pairs:
     folder = data / "densely_captioned_images"
     splits = _json(folder / "splits.json")
-    rows = [_json(folder / "annotations" / name) for split in ("train", "valid", "test") for name in splits[split]]
+    rows = [
+        _json(_below(folder / "annotations", name)) for split in ("train", "valid", "test") for name in splits[split]
+    ]
     return _images(
-        (folder / "photos" / row["image"], [f"{row['short_caption']}\n{row['extra_caption']}"]) for row in rows
+        (_below(folder / "photos", row["image"]), [f"{row['short_caption']}\n{row['extra_caption']}"]) for row in rows
     )
 
 
 def iiw_400(data: Path) -> Pairs:
     rows = _json_lines(data / "imageinwords" / "datasets" / "IIW-400" / "data.jsonl")
-    return _images((data / "images_aar" / f"{row['image/key']}.jpg", [row["IIW"]]) for row in rows)
+    return _images((_below(data / "images_aar", f"{row['image/key']}.jpg"), [row["IIW"]]) for row in rows)
 
 
 def iiw_612(data: Path) -> Pairs:
@@ -143,8 +157,8 @@ def iiw_612(data: Path) -> Pairs:
     photos = data / "densely_captioned_images" / "photos"
     return [
         *iiw_400(data),
-        *_images((photos / row["image"], [row["IIW"]]) for row in dci),
-        *_images((data / "images" / f"{row['image']}.jpg", [row["IIW"]]) for row in docci),
+        *_images((_below(photos, row["image"]), [row["IIW"]]) for row in dci),
+        *_images((_below(data / "images", f"{row['image']}.jpg"), [row["IIW"]]) for row in docci),
     ]
 
 
@@ -192,7 +206,7 @@ def imagenet(data: Path) -> Labelled:
     if strange:
         raise BenchmarkError(f"LOC_val_solution.csv names {len(strange)} unknown classes, such as {min(strange)!r}.")
     folder = _folder(data / "ILSVRC" / "Data" / "CLS-LOC" / "val")
-    pairs = _images((folder / f"{name}.JPEG", [wordnet_id]) for name, wordnet_id in rows)
+    pairs = _images((_below(folder, f"{name}.JPEG"), [wordnet_id]) for name, wordnet_id in rows)
     return Labelled([(image, texts[0]) for image, texts in pairs], classes)
 
 

@@ -32,7 +32,7 @@ class CommandParser(argparse.ArgumentParser):
         kwargs["allow_abbrev"] = False
         super().__init__(*args, **kwargs)
         self.add_argument("--version", action="version", version=f"{self.prog} {__version__}")
-        self.add_argument("--quiet", action="store_true", help="print errors and nothing else")
+        self.add_argument("--quiet", action="store_true", help="print errors and what is left out, nothing else")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         words = sys.argv[1:] if args is None else args

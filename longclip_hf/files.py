@@ -11,9 +11,8 @@ from typing import Any
 
 from longclip_hf.errors import FileError
 
-DEEPEST = (
-    100  # lists in lists in JSON; no settings are that deep, and what walks through deeper ones runs out of stack
-)
+# Lists in lists in JSON: no settings are that deep, and what walks through deeper ones runs out of stack.
+DEEPEST = 100
 
 try:
     import fcntl
@@ -177,12 +176,12 @@ def notice(text: str) -> None:
     Console(stderr=True, markup=False, highlight=False).print(text, soft_wrap=True)
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock of `folder`; None where another process holds it, or there are no locks."""
+def _lock(place: Path) -> int | None:
+    """A descriptor that holds the lock of a folder or file; None where another process holds it, or without locks."""
     if fcntl is None:
         return None
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:  # gone meanwhile, or somebody else's
         return None
     try:
@@ -196,18 +195,28 @@ def _lock(folder: Path) -> int | None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes beside `path` and renames, so that no reader and no killed process meets half a file.
 
-    The file beside it has a random name and is opened exclusively: no link that waits there is followed.
+    The file beside it has a random name and is opened exclusively: no link that waits there is followed. One that a
+    killed process left is removed by the next that writes `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".incomplete", dir=path.parent)
+    for left in path.parent.glob(f".{_escaped(path.name)}.????????.incomplete"):
+        if not left.is_symlink() and left.is_file() and (lock := _lock(left)) is not None:
+            left.unlink(missing_ok=True)
+            os.close(lock)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
     work = Path(name)
+    lock = None
     try:
         with os.fdopen(descriptor, "wb") as stream:
+            lock = _lock(work)
+            work = work.rename(work.with_suffix(".incomplete"))  # only now, or another process could take it for left
             stream.write(data)
         work.chmod(0o666 & ~_umask())
         work.replace(path)
     finally:
         work.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -838,8 +838,9 @@ def test_the_command_says_what_it_did(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert main([str(pipelines("xl")), "--output", str(tmp_path / "long")]) == 0
+    assert main([str(pipelines("xl")), "--output", str(tmp_path / "[red]long")]) == 0
     out = capsys.readouterr().out
+    assert "[red]long" in out  # a name, not markup
     proofs = dict(re.findall(r"│ (\w+(?:: \w+ \w+| \w+ \w+|))\s+│ (.*?)\s+│", out))
     claims = ("kept rows", "stretched rows", "other tensors", "short prompts")
     expected = [f"{name}: {claim}" for name in ENCODERS["xl"] for claim in claims]

@@ -407,8 +407,10 @@ class TestCommand:
         monkeypatch.setattr(towers, "LARGEST_FILE", 10_000)
         monkeypatch.setenv("COLUMNS", "200")
         old = copy_of(exported[0])
+        old = old.rename(old.with_name("[red]tiny"))  # a name, not markup
         assert main([str(longclip_folder), "--output", str(old), "--precision", "int8", "--overwrite"]) == 0
         out, _ = capsys.readouterr()
+        assert "[red]tiny" in out
         assert f"with these int8 instructions: {towers.int8_instructions()}.\n" in out
         files = {"onnx/text_model_int8.onnx", "onnx/vision_model_int8.onnx"}
         files |= {f"{file}_data" for file in files}

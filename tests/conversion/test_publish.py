@@ -169,9 +169,11 @@ def test_a_dry_run_shows_all_and_sends_nothing(folder: Path, capsys: Capture, mo
     checked: list[Any] = []
     monkeypatch.setattr(publish, "check_loads", checked.append)
     monkeypatch.setattr(hub_module, "upload", lambda *args, **kwargs: pytest.fail("nothing is sent"))
+    folder = folder.rename(folder.with_name("[red]tuned"))  # a name, not markup
     before = (folder / "README.md").read_text()
     assert main([str(folder), "user/tuned", "--license", "mit"]) == 0
     shown = capsys.readouterr().out
+    assert "[red]tuned" in shown
     weights = f"{(folder / 'model.safetensors').stat().st_size:,}"
     assert any("model.safetensors" in line and weights in line and "LFS" in line for line in shown.splitlines())
     assert any("config.json" in line and "regular" in line for line in shown.splitlines())

@@ -247,6 +247,15 @@ def _expanded(layout: str) -> str:
         ("flickr30k-1k", "dataset_flickr30k.json", '"images"', '"pictures"', "KeyError: 'images'"),
         ("sharegpt4v-1k", "share-captioner_coco_lcs_sam_1246k_1107.json", "[{", "{", "must hold a JSON list"),
         ("dci", "densely_captioned_images/splits.json", '"1-data.json"', '"9-data.json"', r"no file \S*9-data\.json"),
+        ("dci", "densely_captioned_images/splits.json", '"1-data', '"../1-data', r"names '\.\./1-data\.json', which"),
+        ("dci", "densely_captioned_images/annotations/1-data.json", '"sa_1', '"/sa_1', "which leaves its folder"),
+        ("coco-5k", "annotations/captions_val2017.json", '"000000000007', '"../../7', "which leaves its folder"),
+        ("flickr30k-1k", "dataset_flickr30k.json", '"b.jpg', '"../b.jpg', "which leaves its folder"),
+        ("flickr30k-31k", "results_20130124.token", "10.jpg", "/10.jpg", "which leaves its folder"),
+        ("docci", "docci_descriptions.jsonlines", '"test_00000.jpg', '"a/../../b.jpg', "which leaves its folder"),
+        ("iiw-400", "imageinwords/datasets/IIW-400/data.jsonl", "aar_test_01", "../01", "which leaves its folder"),
+        ("iiw-612", "imageinwords/datasets/DCI_Test/data.jsonl", "sa_5", "../5", "which leaves its folder"),
+        ("iiw-612", "imageinwords/datasets/DOCCI_Test/data.jsonl", "test_0", "../test_0", "which leaves its folder"),
     ],
 )  # fmt: skip
 def test_broken_files(name: str, path: str, old: str, new: str, message: str, tmp_path: Path) -> None:

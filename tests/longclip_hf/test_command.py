@@ -61,6 +61,10 @@ def test_version(capsys: Any) -> None:
             "error: memory ran out: MemoryError. Use a smaller batch or model, or raise the limit.",
         ),
         (
+            RuntimeError("can't start new thread"),  # under `ulimit -v` or `-u`
+            "error: memory ran out: can't start new thread. Use a smaller batch or model, or raise the limit.",
+        ),
+        (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you asked for 9 bytes."),
             "error: memory ran out: [enforce fail] DefaultCPUAllocator: can't allocate memory: you asked for 9 bytes. "
             "Use a smaller batch or model, or raise the limit.",

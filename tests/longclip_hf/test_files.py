@@ -1,6 +1,7 @@
 """Folders that appear whole or not at all, what killed runs leave, and files that lie where they belong."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -360,6 +361,17 @@ def test_a_file_is_written_through_no_link_and_leaves_nothing(tmp_path: Path, mo
     with pytest.raises(OSError, match="No space left"):
         write_atomically(tmp_path / "file", b"newer")
     assert tree(tmp_path) == before
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".file.0a_b1c2d.incomplete", ".file.mine.incomplete", ".other.0a_b1c2d.incomplete"):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".file.linklink.incomplete").symlink_to(".file.mine.incomplete")
+    with (tmp_path / ".file.inuse000.incomplete").open("w") as held:  # another process is writing
+        fcntl.flock(held, fcntl.LOCK_EX)
+        before = set(tree(tmp_path))
+        write_atomically(tmp_path / "file", b"new")
+        assert set(tree(tmp_path)) == before - {".file.0a_b1c2d.incomplete"} | {"file"}
 
 
 @pytest.mark.parametrize("depth", [DEEPEST + 1, 100_000])
