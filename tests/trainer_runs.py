@@ -39,6 +39,7 @@ CASES = {
         "himo": {"strategy": "himo", "num_components": 0.9},
         "debias": {"strategy": "debias", "short_loss_weight": 0.5},
         "debias-positions": {"strategy": "debias", "short_prefix": "positions", "sentence_dropout": 0.4},
+        "long-only-distillation": {"strategy": "long-only", "distillation": 10.0},
         "undistinguished-margin": {"strategy": "undistinguished", "hard_negative_margin": 0.5},
     }.items()
 }

@@ -68,8 +68,9 @@ class LongCLIPTrainingArguments(MethodSettings, TrainingArguments):
             raise ValueError(f"{self.strategy} encodes no short captions, so that short_prefix would move none.")
         if not 0 <= self.sentence_dropout < 1:
             raise ValueError(f"sentence_dropout must be at least 0 and below 1, got {self.sentence_dropout}.")
-        if self.hard_negative_margin < 0:
-            raise ValueError(f"hard_negative_margin must be 0 or more, got {self.hard_negative_margin}.")
+        for name in ("hard_negative_margin", "distillation"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         if self.keep is not None and self.keep < 0:
             raise ValueError(f"keep must be 0 or more rows, got {self.keep}.")
         if self.train_length is not None and self.train_length < 3:
@@ -89,12 +90,12 @@ class LongCLIPTrainingArguments(MethodSettings, TrainingArguments):
     @property
     def needs_short(self) -> bool:
         """Whether short captions take part in the loss."""
-        return self.strategy not in (Strategy.LONG_ONLY, Strategy.HIMO)
+        return self.strategy not in (Strategy.LONG_ONLY, Strategy.HIMO) or self.distillation > 0
 
     @property
     def encodes_short(self) -> bool:
         """Whether they do in a pass of their own."""
-        return self.needs_short and self.strategy != Strategy.MIXED_LENGTH
+        return self.needs_short and (self.strategy != Strategy.MIXED_LENGTH or self.distillation > 0)
 
     @property
     def draws_short(self) -> bool:

@@ -42,8 +42,7 @@ def encode(
         chunk_size: rows that are encoded at a time; None for all at once and no cache.
     """
     clip = clip_of(model)
-    chunks = batch["pixel_values"].split(chunk_size or len(batch["pixel_values"]))
-    image = torch.cat([_encoded(_image_features, chunk_size, clip, chunk) for chunk in chunks])
+    image = encode_images(clip, batch["pixel_values"], chunk_size)
     long = encode_texts(clip, batch["input_ids"], batch["attention_mask"], grouping, chunk_size)
     short_texts = None
     if short:
@@ -51,6 +50,12 @@ def encode(
         positions = batch.get("short_position_ids")
         short_texts = encode_texts(clip, short_ids, short_mask, grouping, chunk_size, positions)
     return Embeddings(image, long, short_texts, clip.logit_scale.float().reshape(()))
+
+
+def encode_images(clip: nn.Module, pixel_values: torch.Tensor, chunk_size: int | None) -> torch.Tensor:
+    """Image features of shape `(batch_size, projection_dim)`; see `encode`."""
+    chunks = pixel_values.split(chunk_size or len(pixel_values))
+    return torch.cat([_encoded(_image_features, chunk_size, clip, chunk) for chunk in chunks])
 
 
 def encode_texts(
@@ -83,9 +88,7 @@ def _image_features(clip: Any, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def _text_features(clip: Any, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-    # A frozen text tower has its texts where they always were.
-    at = {} if position_ids is None else {"position_ids": position_ids}
-    return features(clip.get_text_features(input_ids=input_ids, **at)).float()
+    return features(clip.get_text_features(input_ids=input_ids, position_ids=position_ids)).float()
 
 
 def _encoded(
@@ -129,14 +132,28 @@ def keep_rows_fixed(clip: Any, keep: int) -> None:
     clip.text_model.embeddings.position_embedding.register_forward_hook(hold)
 
 
-class FrozenText(nn.Module):
-    """A frozen copy of the text tower as it is when training begins, for the bounded strategy."""
+class Original(NamedTuple):
+    """What the model made of a batch as it was before training: features like those of `Embeddings`, no gradient."""
 
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.text_model, self.text_projection = copy.deepcopy((clip.text_model, clip.text_projection))
-        self.eval().requires_grad_(False)
+    image: torch.Tensor | None
+    short: torch.Tensor
+    logit_scale: torch.Tensor
 
-    def get_text_features(self, input_ids: torch.Tensor) -> torch.Tensor:
-        encoded: torch.Tensor = self.text_projection(self.text_model(input_ids=input_ids).pooler_output)
-        return encoded
+
+def frozen_copy(clip: Any, images: bool) -> Any:
+    """The model as it is when training begins: its texts for the bounded strategy, its `images` too to distil them."""
+    frozen = copy.deepcopy(clip).eval().requires_grad_(False)
+    if not images:
+        frozen.vision_model = frozen.visual_projection = None
+    return frozen
+
+
+@torch.no_grad()
+def encode_original(
+    frozen: Any, batch: Mapping[str, torch.Tensor], grouping: Grouping, chunk_size: int | None
+) -> Original:
+    """Short captions, where they were before a prefix moved them, and images by a `frozen_copy`; see `encode`."""
+    short_ids, short_mask = batch["short_input_ids"], batch["short_attention_mask"]
+    image = None if frozen.vision_model is None else encode_images(frozen, batch["pixel_values"], chunk_size)
+    short = encode_texts(frozen, short_ids, short_mask, grouping, chunk_size)
+    return Original(image, short, frozen.logit_scale.float().reshape(()))

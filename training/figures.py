@@ -63,6 +63,8 @@ class Figures:
         }
         if terms.short is not None:
             figures["loss_short"] = terms.short.detach()
+        if terms.distillation is not None:
+            figures["loss_distillation"] = terms.distillation.detach()
         if variance_kept is not None:
             figures["variance_kept"] = variance_kept.detach()
         figures |= {name: inputs[name].float().sum(0) for name in ("bad_rows", "truncated") if name in inputs}

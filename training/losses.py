@@ -13,7 +13,7 @@ Every loss is a mean over the rows of one process, and all processes have equall
 loss of the whole batch in one process, and so is its gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,14 +26,16 @@ class LossTerms(NamedTuple):
     """A strategy's loss and what it is made of; all scalars.
 
     Args:
-        loss: what to differentiate, `long + short_weight * short`.
+        loss: what to differentiate, `long + short_weight * short`, and what `distillation_loss` adds.
         long: the contrastive loss of images and long (or mixed) captions.
         short: the second term before weighting, of the short captions or of HiMo's components; None without one.
+        distillation: `distillation_loss` before weighting; None without it.
     """
 
     loss: torch.Tensor
     long: torch.Tensor
     short: torch.Tensor | None = None
+    distillation: torch.Tensor | None = None
 
 
 def contrastive_loss(
@@ -98,7 +100,7 @@ def contrastive_loss(
         )
     with torch.autocast(image_embeds.device.type, enabled=False):
         images, texts, all_images, all_texts = (
-            embeds.to(torch.promote_types(embeds.dtype, torch.float32))
+            embeds.to(_at_least_float32(embeds))
             for embeds in (image_embeds, text_embeds, all_image_embeds, all_text_embeds)
         )
         targets = torch.arange(offset, offset + local, device=images.device)
@@ -273,3 +275,52 @@ def long_only_loss(contrast: Contrast, image_embeds: torch.Tensor, long_text_emb
     """
     long = contrast(image_embeds, long_text_embeds)
     return LossTerms(long, long)
+
+
+def distillation_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    original_image_embeds: torch.Tensor,
+    original_text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    everyone: Sequence[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """How far the similarities of images and short captions have come from the original's, in both directions.
+
+    The Kullback-Leibler divergence of the softmax over a batch's texts for every image, and over its images for every
+    text, both at the original's scale: that of the model in training could follow neither.
+
+    References:
+        ZSCL (arXiv 2303.06628), "feature space": distillation of an image's similarities to texts, and of a text's to
+        images, from the initial model; there on a reference data set, here on the batch.
+
+    Args:
+        image_embeds: L2-normalised, of shape `(local, projection_dim)`, as all that follow.
+        text_embeds: of the short captions.
+        original_image_embeds: of the model as it was before training; without gradient.
+        original_text_embeds: likewise, of the same captions.
+        logit_scale: the original's.
+        everyone: these four of all processes, of shape `(global, projection_dim)`. By default there is one process.
+
+    Returns:
+        A scalar, the mean over this process's rows and both directions; 0 where nothing has changed.
+
+    Example:
+        >>> loss = distillation_loss(image_embeds, short_embeds, original_images, original_shorts, 100.0)
+    """
+    own = (image_embeds, text_embeds, original_image_embeds.detach(), original_text_embeds.detach())
+    everyone = own if everyone is None else everyone
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        image, text, original_image, original_text = (part.to(_at_least_float32(part)) for part in own)
+        images, texts, original_images, original_texts = (part.to(_at_least_float32(part)) for part in everyone)
+        now = (image @ texts.T, text @ images.T)
+        before = (original_image @ original_texts.T, original_text @ original_images.T)
+        divergences = [
+            F.kl_div(*((logit_scale * part).log_softmax(-1) for part in pair), reduction="batchmean", log_target=True)
+            for pair in zip(now, before, strict=True)
+        ]
+    return (divergences[0] + divergences[1]) / 2
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

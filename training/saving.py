@@ -181,11 +181,16 @@ def has_adapters(model: nn.Module) -> bool:
     return hasattr(model, "merge_and_unload")
 
 
-def refuse_what_fsdp_cannot_save(trainer: Trainer) -> None:
-    """Not every setting lets one process write the whole model."""
+def refuse_what_fsdp_cannot_save(trainer: Trainer, keeps_copy: bool) -> None:
+    """Not every setting lets one process write the whole model, or every process copy it."""
     if has_adapters(trainer.model):
         raise TrainingError(
             "Adapters of LoRA are not merged under FSDP: train them with DDP, they need little memory."
+        )
+    if keeps_copy and trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+        raise TrainingError(
+            "The model of before training is copied on every process, and FSDP gave its weights to the first alone. In "
+            "the launcher's file: fsdp_cpu_ram_efficient_loading: false."
         )
     kind = trainer.accelerator.state.fsdp_plugin.state_dict_type.name
     if kind != "FULL_STATE_DICT":

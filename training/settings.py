@@ -216,6 +216,13 @@ class MethodSettings:
         default=0.0,
         metadata={"help": "Probability of each sentence of a long caption to be left out, drawn at every step."},
     )
+    distillation: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of how far similarities of images and short captions come from those before training, "
+            "with any strategy. It takes a frozen copy of both towers. 0: none."
+        },
+    )
     hard_negative_margin: float = field(
         default=0.0,
         metadata={

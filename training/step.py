@@ -9,12 +9,13 @@ from torch.nn import functional as F
 from longclip_hf.errors import TrainingError
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
 from longclip_hf.training.components import primary_components, second_moments
-from longclip_hf.training.encoding import Embeddings
+from longclip_hf.training.encoding import Embeddings, Original
 from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
 from longclip_hf.training.losses import (
     LossTerms,
     bounded_loss,
     contrastive_loss,
+    distillation_loss,
     long_only_loss,
     mixed_length_rows,
     primary_component_loss,
@@ -26,19 +27,33 @@ WITH_COMPONENTS = (Strategy.PRIMARY_COMPONENT, Strategy.HIMO, Strategy.DEBIAS)
 
 
 def step_loss(
-    args: LongCLIPTrainingArguments, embeddings: Embeddings, original: torch.Tensor | None = None
+    args: LongCLIPTrainingArguments, embeddings: Embeddings, original: Original | None = None
 ) -> tuple[LossTerms, torch.Tensor | None]:
-    """The loss of the chosen strategy, and the share of the variance that its primary components kept.
+    """The loss of the strategy with what is distilled, and the share of the variance that its components kept.
 
     Args:
         args: strategy, components, scope, weights and smoothing.
         embeddings: of this process's batch.
-        original: for the bounded strategy, what the frozen encoder makes of the short captions.
+        original: what the model made of the batch before training, for the bounded strategy and for distillation.
 
     Raises:
         TrainingError: on every process, for features that are not finite.
     """
     refuse_non_finite(embeddings)
+    terms, variance_kept = _strategy_loss(args, embeddings, original)
+    if args.distillation:
+        assert original is not None and original.image is not None and embeddings.short is not None
+        parts = (embeddings.image, embeddings.short, original.image, original.short)
+        own = [F.normalize(part, dim=-1) for part in parts]
+        gathered = [all_gather_with_grad(part) for part in own]
+        distilled = distillation_loss(*own, original.logit_scale.exp(), gathered)
+        terms = terms._replace(loss=terms.loss + args.distillation * distilled, distillation=distilled)
+    return terms, variance_kept
+
+
+def _strategy_loss(
+    args: LongCLIPTrainingArguments, embeddings: Embeddings, original: Original | None
+) -> tuple[LossTerms, torch.Tensor | None]:
     scale = embeddings.logit_scale.exp()
 
     def contrast(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
@@ -64,7 +79,7 @@ def step_loss(
         second = F.normalize(embeddings.short, dim=-1)
     if args.strategy == Strategy.BOUNDED:
         assert original is not None and embeddings.short is not None
-        return bounded_loss(contrast, image, long, embeddings.short, original, weight), None
+        return bounded_loss(contrast, image, long, embeddings.short, original.short, weight), None
     if args.strategy == Strategy.UNDISTINGUISHED:
         return undistinguished_loss(contrast, image, long, second, weight), None
     reduced = second if args.components_of == "text" else image

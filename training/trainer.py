@@ -28,11 +28,12 @@ from longclip_hf.training.components import check_components
 from longclip_hf.training.drawing import Place, with_drawn_captions, with_prefix
 from longclip_hf.training.encoding import (
     Embeddings,
-    FrozenText,
+    Original,
     clip_of,
     encode,
-    encode_texts,
+    encode_original,
     forward_is,
+    frozen_copy,
 )
 from longclip_hf.training.figures import Figures, curves, retrieval_metrics
 from longclip_hf.training.gathering import world_size
@@ -131,7 +132,7 @@ class LongCLIPTrainer(SavingTrainer):
             self.data_collator = CaptionCollator(tokenizer, image_processor, self.caption_length, **drawn)
         check_collator(self.data_collator, args, self.caption_length)
         if self.is_fsdp_enabled:
-            refuse_what_fsdp_cannot_save(self)
+            refuse_what_fsdp_cannot_save(self, keeps_copy=self._original is not None)
             clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))  # FSDP2 divides no scalars
         self.model_accepts_loss_kwargs = False
         self.figures = Figures(lambda tensor: self.accelerator.reduce(tensor, "sum"))
@@ -154,11 +155,12 @@ class LongCLIPTrainer(SavingTrainer):
         clip, args = clip_of(model), self.args
         # Those of process 0: under FSDP the others may get their weights from it, later.
         self._model_settings = broadcast_object_list([describe_model(model)])[0]
+        takes_copy = args.strategy == Strategy.BOUNDED or args.distillation > 0
+        self._original = frozen_copy(clip, images=args.distillation > 0) if takes_copy else None
         if args.logit_scale is not None:
             with torch.no_grad():
                 clip.logit_scale.fill_(math.log(args.logit_scale))
         freeze(model, args)
-        self._original_text = FrozenText(clip) if args.strategy == Strategy.BOUNDED else None
         if self.compiled is not None:
             clip.text_model.compile(dynamic=True, **self.compiled)
             clip.vision_model.compile(**self.compiled)
@@ -290,7 +292,7 @@ class LongCLIPTrainer(SavingTrainer):
         inputs = with_drawn_captions(inputs, args, place, self.caption_length)
         if args.strategy == Strategy.MIXED_LENGTH:
             inputs = with_mixed_captions(inputs, args.mixed_length_share, *place)
-        original = self._original_features(inputs) if args.strategy == Strategy.BOUNDED else None
+        original = self._original_features(inputs)
         inputs = with_prefix(inputs, str(args.short_prefix), place, self.caption_length)
         embeddings = self.embed(model, inputs, short=args.encodes_short)
         terms, variance_kept = self.loss_terms(embeddings, original)
@@ -312,20 +314,17 @@ class LongCLIPTrainer(SavingTrainer):
         """Groups of captions of similar length."""
         return (even_groups if self.is_fsdp_enabled else length_groups)(lengths, self.args.length_groups)
 
-    def loss_terms(
-        self, embeddings: Embeddings, original: torch.Tensor | None
-    ) -> tuple[LossTerms, torch.Tensor | None]:
+    def loss_terms(self, embeddings: Embeddings, original: Original | None) -> tuple[LossTerms, torch.Tensor | None]:
         """See `step_loss`."""
         return step_loss(self.args, embeddings, original)
 
-    def _original_features(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Short-text features of the encoder as it was before training, without gradient."""
-        assert self._original_text is not None
-        input_ids, attention_mask = inputs["short_input_ids"], inputs["short_attention_mask"]
-        original = self._original_text.to(input_ids.device)
-        chunk_size = self.args.cache_chunk_size or None
-        with torch.no_grad(), self.accelerator.autocast():
-            return encode_texts(original, input_ids, attention_mask, self._grouping, chunk_size)
+    def _original_features(self, inputs: Mapping[str, torch.Tensor]) -> Original | None:
+        """Of the model as it was before training, where it takes part."""
+        if self._original is None:
+            return None
+        with self.accelerator.autocast():
+            frozen = self._original.to(inputs["pixel_values"].device)
+            return encode_original(frozen, inputs, self._grouping, self.args.cache_chunk_size or None)
 
     # -- optimizer -----------------------------------------------------------------------------------------------
 

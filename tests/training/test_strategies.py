@@ -12,10 +12,11 @@ from torch.nn import functional as F
 from trainer_runs import BATCH, arguments, make_rows, make_trainer
 
 from longclip_hf.errors import TrainingError
-from longclip_hf.training.encoding import Embeddings
+from longclip_hf.training.encoding import Embeddings, Original
 from longclip_hf.training.losses import contrastive_loss
 from longclip_hf.training.settings import Strategy
 from longclip_hf.training.step import step_loss
+from modeling_longclip import LongCLIPModel
 
 Array = NDArray[np.float64]
 N, DIM = 10, 8
@@ -130,11 +131,59 @@ def test_the_margin_has_no_gradient_of_its_own() -> None:
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-14)
 
 
+def divergence(now: Array, before: Array) -> float:
+    """KL(before || now) of the softmax of every row, on average."""
+    total = 0.0
+    for logits, original in zip(now, before, strict=True):
+        q, p = (np.exp(row) / np.exp(row).sum() for row in (logits, original))
+        total += sum(p * np.log(p / q))
+    return total / len(now)
+
+
+@pytest.mark.parametrize("strategy", ["long-only", "himo", "mixed-length", "debias", "bounded", "undistinguished"])
+def test_distillation_is_its_formula(strategy: str, tmp_path: Path) -> None:
+    """Beside any strategy, at the original's scale, with no gradient for the scale in training."""
+    generator = torch.Generator().manual_seed(2)
+    image, long, short, image0, short0 = (
+        torch.randn(N, DIM, dtype=torch.float64, generator=generator) for _ in range(5)
+    )
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    embeddings = Embeddings(image, long, short, scale)
+    original = Original(image0, short0, torch.tensor(1.5, dtype=torch.float64))
+    settings = {"strategy": strategy, "label_smoothing_factor": 0.1}
+    alone, _ = step_loss(arguments(tmp_path, **settings), embeddings, original)
+    both, _ = step_loss(arguments(tmp_path, distillation=0.7, **settings), embeddings, original)
+    v, t, v0, t0 = (F.normalize(part, dim=1).numpy() for part in (image, short, image0, short0))
+    now, before = np.exp(1.5) * v @ t.T, np.exp(1.5) * v0 @ t0.T
+    expected = (divergence(now, before) + divergence(now.T, before.T)) / 2
+    assert both.distillation is not None and both.distillation.item() == pytest.approx(expected, rel=1e-12)
+    assert both.loss.item() == pytest.approx(alone.loss.item() + 0.7 * expected, rel=1e-12)
+    assert not both.distillation.requires_grad
+    unchanged = original._replace(image=image, short=short)
+    nothing, _ = step_loss(arguments(tmp_path, distillation=0.7, **settings), embeddings, unchanged)
+    assert nothing.distillation is not None and abs(nothing.distillation.item()) < 1e-14
+
+
+def test_the_original_is_not_moved(longclip_folder: Path, tmp_path: Path) -> None:
+    """It has the scale, the texts and the images of before; the bounded strategy's has no image tower."""
+    rows = make_rows(BATCH)
+    trainer = make_trainer(longclip_folder, tmp_path, rows, strategy="debias", distillation=1.0, logit_scale=50.0)
+    before = {name: value.clone() for name, value in LongCLIPModel.from_pretrained(longclip_folder).named_parameters()}
+    trainer.train()
+    for name, value in trainer._original.named_parameters():
+        assert value.equal(before[name]) and not value.requires_grad, name
+    logged = [entry["loss_distillation"] for entry in trainer.state.log_history if "loss_distillation" in entry]
+    # The first step's texts are moved by their prefix, the original's are not.
+    assert len(logged) == 2 and all(value > 0 for value in logged)
+    bounded = make_trainer(longclip_folder, tmp_path, rows, strategy="bounded")
+    assert not [name for name, _ in bounded._original.named_parameters() if "vision" in name or "visual" in name]
+
+
 # Runs
 
 RUNS: list[dict[str, Any]] = [
     {"strategy": "himo", "num_components": 0.9, "hard_negative_margin": 0.25, "keep": 0, "train_length": 40},
-    {"strategy": "debias", "sentence_dropout": 0.3},
+    {"strategy": "debias", "sentence_dropout": 0.3, "distillation": 2.0, "logit_scale": 30.0},
 ]
 
 
@@ -193,6 +242,7 @@ def test_captions_cut_for_training(longclip_folder: Path, tmp_path: Path) -> Non
         ({"train_length": 2}, "3 or more, got 2"),
         ({"train_length": 249}, "train_length is 249, and the model reads 248 tokens"),
         ({"hard_negative_margin": -0.1}, r"hard_negative_margin must be 0 or more, got -0\.1"),
+        ({"distillation": -1.0}, r"distillation must be 0 or more, got -1\.0"),
         ({"sentence_dropout": 1.0}, "sentence_dropout must be at least 0 and below 1"),
         ({"strategy": "himo", "drop_first_sentence": True}, "himo has no short captions, so that none are made"),
         ({"strategy": "mixed-length", "short_prefix": "tokens"}, "mixed-length encodes no short captions"),

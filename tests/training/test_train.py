@@ -265,9 +265,27 @@ def test_recipes_say_what_paper_and_code_say(recipe: str) -> None:
     assert set(values) <= set(SAID) | {"per_device_train_batch_size"}, "a value that no source says"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("debias", {"strategy": "debias", "draws_short": True, "short_prefix": "tokens", "components": 32}),
+        ("himo", {"strategy": "himo", "components_of": "text", "components": 0.9, "num_train_epochs": 10}),
+    ],
+)
+def test_recipes_of_successors(recipe: str, said: dict[str, Any]) -> None:
+    """They say what their strategy is, though it is its default; what nobody says is as released."""
+    given = ["--recipe", recipe, "--model", "m", "--data", "d", "--image_root", "r", "--use_cpu"]
+    training = parse(given).training
+    assert {name: getattr(training, name) for name in said} == said
+    text = (RECIPES / f"{recipe}.yaml").read_text()
+    released = yaml.safe_load((RECIPES / "released.yaml").read_text())
+    assumed = [line.partition(":")[0] for line in text.splitlines() if "# not said" in line]
+    assert assumed and all(yaml.safe_load(text)[name] == released[name] for name in assumed)
+
+
 def test_every_recipe_says_where_its_values_come_from() -> None:
-    assert recipe_names() == ["laptop", "paper", "released"]
-    for recipe in ("paper", "released"):
+    assert recipe_names() == ["debias", "himo", "laptop", "paper", "released"]
+    for recipe in ("paper", "released", "debias", "himo"):
         for line in (RECIPES / f"{recipe}.yaml").read_text().splitlines():
             assert not line or line.startswith("#") or " # " in line, line
     settings = parse(["--recipe", "laptop", "--model", "m", "--data", "d", "--use_cpu"])
@@ -557,6 +575,7 @@ def test_two_processes_save_full_checkpoints_and_go_on_from_them(
     [
         ("SHARDED_STATE_DICT", [], "state_dict_type is SHARDED_STATE_DICT.*fsdp_state_dict_type: FULL_STATE_DICT"),
         ("FULL_STATE_DICT", ["--lora_rank", 2], "not merged under FSDP: train them with DDP"),
+        ("FULL_STATE_DICT", ["--distillation", 1], "gave its weights to the first alone.*ram_efficient_loading: false"),
     ],
 )
 def test_what_fsdp2_could_not_save_is_refused(
