@@ -189,7 +189,7 @@ def refuse_what_fsdp_cannot_save(trainer: Trainer, keeps_copy: bool) -> None:
         )
     if keeps_copy and trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
         raise TrainingError(
-            "The model of before training is copied on every process, and FSDP gave its weights to the first alone. In "
+            "The model of before training is copied by every process, and FSDP gave its weights to one alone. In "
             "the launcher's file: fsdp_cpu_ram_efficient_loading: false."
         )
     kind = trainer.accelerator.state.fsdp_plugin.state_dict_type.name

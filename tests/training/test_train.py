@@ -575,7 +575,7 @@ def test_two_processes_save_full_checkpoints_and_go_on_from_them(
     [
         ("SHARDED_STATE_DICT", [], "state_dict_type is SHARDED_STATE_DICT.*fsdp_state_dict_type: FULL_STATE_DICT"),
         ("FULL_STATE_DICT", ["--lora_rank", 2], "not merged under FSDP: train them with DDP"),
-        ("FULL_STATE_DICT", ["--distillation", 1], "gave its weights to the first alone.*ram_efficient_loading: false"),
+        ("FULL_STATE_DICT", ["--distillation", 1], "gave its weights to one alone.*ram_efficient_loading: false"),
     ],
 )
 def test_what_fsdp2_could_not_save_is_refused(
