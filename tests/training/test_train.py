@@ -22,7 +22,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor, TrainingArguments
+from transformers import AutoModel, AutoProcessor, CLIPModel, TrainingArguments
 
 from longclip_hf.command import one_line
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
@@ -337,6 +337,19 @@ def test_end_to_end(
     said = [line for line in strict.stderr.splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and "Traceback" not in strict.stderr
     assert ("Row 10 " in said[0] and "010.png" in said[0]) or ("Row 20 " in said[0] and "caption" in said[0])
+
+
+def test_a_clip_that_was_not_stretched(photos: Path, clip_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """The control of 77 positions: its own length, no row fixed, and a checkpoint that stock CLIP reads."""
+    given = ["--model", str(clip_folder), *table(photos), *QUIET, "--output_dir", str(tmp_path / "out")]
+    given += words("--per_device_train_batch_size 8 --max_steps 2 --strategy debias --shuffle_sentences False")
+    assert main([*given, *words("--train_length 30 --keep 0 --sentence_dropout 0.2 --hard_negative_margin 0.5")]) == 0
+    assert "Long captions cut at 30 tokens (train_length): " in capsys.readouterr().out
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (clip_folder, tmp_path / "out"))
+    name = "text_model.embeddings.position_embedding.weight"
+    moved = (before[name] != after[name]).any(dim=1)
+    assert moved[:20].all() and not moved[30:].any()
+    assert CLIPModel.from_pretrained(tmp_path / "out").config.text_config.max_position_embeddings == 77
 
 
 def test_weights_of_16_bits_are_trained_in_float32(photos: Path, longclip_folder: Path, tmp_path: Path) -> None:
