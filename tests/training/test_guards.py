@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from transformers import TrainingArguments
 
 from longclip_hf.errors import CheckpointError, TrainingError
 from longclip_hf.training.checkpoints import read_record
+from longclip_hf.training.run_settings import COMPARED
+from longclip_hf.training.settings import MethodSettings
 from longclip_hf.training.trainer import LongCLIPTrainer
 from modeling_longclip import LongCLIPModel
 
@@ -89,6 +92,11 @@ def test_a_run_goes_on_as_what_it_is(longclip_folder: Path, tmp_path: Path) -> N
     assert record["changes"] == [change] and record["settings"]["learning_rate"] == 5e-4
     go_on(str(tmp_path / "checkpoint-2"), learning_rate=5e-4, seed=1)  # what it is now
     assert read_record(tmp_path / "checkpoint-3")["changes"] == [change]
+
+
+def test_every_setting_of_the_method_is_compared_or_decides_no_weight() -> None:
+    without_effect = {"length_groups", "cache_chunk_size", "resume_with_changes"}
+    assert {field.name for field in fields(MethodSettings)} - set(COMPARED) == without_effect
 
 
 def test_data_that_changed_its_texts(longclip_folder: Path, tmp_path: Path) -> None:
