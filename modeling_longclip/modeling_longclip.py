@@ -64,14 +64,16 @@ class _LongCLIPPreTrainedModel(CLIPPreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
-def _watch_text(text_model: nn.Module) -> None:
+def _watch_text(text_model: Any) -> None:
     """Makes CLIP's text transformer refuse what it would misread. Hooks: all three classes call it in one way."""
+    text_model.checks_eot = True
     text_model.register_forward_pre_hook(_check_text, with_kwargs=True)
     text_model.register_forward_hook(_mark_unpooled, with_kwargs=True)
 
 
 def _check_text(text_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Runs before the text transformer. On a GPU the check for EOT waits for `input_ids`.
+    """Runs before the text transformer. On a GPU the check for EOT waits for `input_ids`; who knows that every row has
+    one, as a collator does that put it there, turns it off: `text_model.checks_eot = False`.
 
     Raises:
         ValueError: if `input_ids` of shape `(batch_size, sequence_length)` is longer than the positional table, or a
@@ -88,8 +90,8 @@ def _check_text(text_model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             f"truncation=True, max_length={positions}, or stretch the checkpoint to a longer table."
         )
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if input_ids.is_meta or tracing or torch.compiler.is_compiling():
-        return  # there are no values to look at
+    if input_ids.is_meta or tracing or torch.compiler.is_compiling() or not text_model.checks_eot:
+        return  # there are no values to look at, or none to wait for
     pools = _pools_at_its_end(text_model, input_ids)
     if pools is not None and not pools.all():
         rows = (~pools.flatten()).nonzero().flatten().tolist()

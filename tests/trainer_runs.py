@@ -105,11 +105,11 @@ class Gradients(TrainerCallback):
         self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def of_halves(features: torch.Tensor, num_components: int | float, moments: Any = None) -> PrimaryComponents:
+def of_halves(features: torch.Tensor, num_components: int | float, moments: Any = None, **check: Any) -> Any:
     """What two processes of the local scope do, in one."""
     if moments is not None:
-        return primary_components(features, num_components, moments)
-    halves = [primary_components(half, num_components) for half in features.chunk(2)]
+        return primary_components(features, num_components, moments, **check)
+    halves = [primary_components(half, num_components, **check) for half in features.chunk(2)]
     kept = torch.stack([half.variance_kept for half in halves]).mean()
     return PrimaryComponents(torch.cat([half.features for half in halves]), halves[0].num_kept, kept)
 

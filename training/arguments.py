@@ -24,6 +24,10 @@ class LongCLIPTrainingArguments(MethodSettings, TrainingArguments):
         default=False, metadata={"help": "Must stay off: the collator reads the rows."}
     )
 
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log other losses in the place of NaN and Inf, which end training anyway."}
+    )
+
     def __post_init__(self) -> None:
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model: str | None = BEST_METRIC  # the Trainer's default, the loss, is not computed

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from longclip_hf.errors import DataError
@@ -53,13 +54,15 @@ class CaptionCollator:
         self.files = files or ImageFiles(None, access="local")
         self.sentences = sentences
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch:
 
         - `pixel_values`, `torch.FloatTensor` of shape `(batch_size, 3, height, width)`;
         - `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(batch_size, sequence_length)`: the long
           captions, padded on the right to the longest of them;
         - `short_input_ids` and `short_attention_mask`: the same of the short captions, padded to their own longest;
+        - `lengths` and `short_lengths`, `np.ndarray` of shape `(batch_size,)`: tokens of each. They stay on the CPU
+          when the tensors go to a device, so that nothing waits for them there;
         - `bad_rows`, `torch.LongTensor` of shape `(batch_size, len(BAD_ROW_CAUSES))`: rows skipped on the way to each;
         - `truncated`, `torch.LongTensor` of shape `(batch_size,)`: 1 where the long caption was cut at `max_length`.
 
@@ -78,6 +81,8 @@ class CaptionCollator:
             "attention_mask": attention_mask,
             "short_input_ids": short_input_ids,
             "short_attention_mask": short_attention_mask,
+            "lengths": attention_mask.sum(dim=1).numpy(),
+            "short_lengths": short_attention_mask.sum(dim=1).numpy(),
             "bad_rows": torch.tensor([row.get("bad_rows", none) for row in rows]),
             "truncated": truncated,
             **(self.sentence_tokens([long for long, _ in captions]) if self.sentences else {}),
@@ -106,8 +111,17 @@ class CaptionCollator:
         return max(sides) if sides else None
 
     def tokens(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`(input_ids, attention_mask, which captions were cut)`, the first two of shape `(batch_size, longest)`."""
+        """`(input_ids, attention_mask, which captions were cut)`, the first two of shape `(batch_size, longest)`.
+
+        Raises:
+            DataError: if the tokenizer ends a caption with anything but EOT, at which CLIP pools.
+        """
         encoded = self.tokenizer(list(captions), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+        if any(ids[-1:] != [self.tokenizer.eos_token_id] for ids in encoded):
+            raise DataError(
+                f"The tokenizer ends captions without its EOT ({self.tokenizer.eos_token!r}), at which CLIP pools: "
+                "take the checkpoint's own."
+            )
         cut = [ids if len(ids) <= self.max_length else ids[: self.max_length - 1] + ids[-1:] for ids in encoded]
         input_ids = torch.full((len(cut), max(map(len, cut))), self.tokenizer.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)
@@ -153,14 +167,14 @@ def _caption(row: Mapping[str, Any], number: int) -> tuple[str, str]:
     return str(long), str(short)
 
 
-def length_groups(lengths: torch.Tensor, groups: int) -> tuple[torch.Tensor, list[int]]:
+def length_groups(lengths: ArrayLike, groups: int) -> tuple[np.ndarray, list[int]]:
     """Splits a batch into at most `groups` groups of similar length, each to be padded to its own longest.
 
     Of all such splits it is one with the fewest tokens in all, padding included: `sum(size * longest)`. It takes
     `O(groups * distinct_lengths ** 2)` operations, whatever the batch size.
 
     Args:
-        lengths: token counts, `torch.LongTensor` of shape `(batch_size,)`.
+        lengths: token counts, of shape `(batch_size,)`, on the CPU.
         groups: how many groups at most.
 
     Returns:
@@ -170,32 +184,31 @@ def length_groups(lengths: torch.Tensor, groups: int) -> tuple[torch.Tensor, lis
     Raises:
         ValueError: if `lengths` is not a vector with at least one element, or `groups` is below 1.
     """
+    lengths = np.asarray(lengths)
     if lengths.ndim != 1 or not len(lengths) or groups < 1:
-        raise ValueError(
-            f"Expected lengths of shape (batch_size,) and groups >= 1, got {tuple(lengths.shape)}, {groups}."
-        )
-    order = lengths.argsort(stable=True)
-    longest, counts = lengths.cpu().unique(return_counts=True)
-    ends = counts.cumsum(0)
+        raise ValueError(f"Expected lengths of shape (batch_size,) and groups >= 1, got {lengths.shape}, {groups}.")
+    longest, counts = np.unique(lengths, return_counts=True)
+    ends = counts.cumsum()
     # tokens[i, j]: of one group from distinct length i to j.
-    tokens = ((ends - (ends - counts)[:, None]) * longest).double()
-    tokens.masked_fill_(torch.ones_like(tokens, dtype=torch.bool).tril(-1), math.inf)
+    tokens = ((ends - (ends - counts)[:, None]) * longest).astype(float)
+    tokens[np.tri(len(longest), k=-1, dtype=bool)] = math.inf
     best, begins = tokens[0], []  # best[j]: of all up to distinct length j, in one group, then in two, and so on
     for _ in range(min(groups, len(longest)) - 1):  # one more group always saves, as long as lengths differ
-        best, before = (best[:-1, None] + tokens[1:]).min(0)  # the last group begins at distinct length before + 1
-        begins.append(before + 1)
+        sums = best[:-1, None] + tokens[1:]
+        best = sums.min(axis=0)
+        begins.append(sums.argmin(axis=0) + 1)  # the last group begins there
     boundaries = [len(longest)]
     for begin in reversed(begins):
         boundaries.append(int(begin[boundaries[-1] - 1]))
     boundaries.append(0)
     sizes = [int(counts[first:end].sum()) for end, first in itertools.pairwise(boundaries)]
-    return order, sizes[::-1]
+    return np.argsort(lengths, kind="stable"), sizes[::-1]
 
 
-def even_groups(lengths: torch.Tensor, groups: int) -> tuple[torch.Tensor, list[int]]:
+def even_groups(lengths: ArrayLike, groups: int) -> tuple[np.ndarray, list[int]]:
     """Like `length_groups`, of sizes that depend on the batch size alone, not on what it holds.
 
     Under FSDP every process must encode equally many groups: each begins by collecting the weights from all.
     """
-    order = lengths.argsort(stable=True)
-    return order, [len(part) for part in order.tensor_split(min(groups, len(order)))]
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    return order, [len(part) for part in np.array_split(order, min(groups, len(order)))]

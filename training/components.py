@@ -24,18 +24,18 @@ class PrimaryComponents(NamedTuple):
 
     Args:
         features: coarse features, `torch.Tensor` of shape `(batch_size, projection_dim)`, not normalised.
-        num_kept: how many components were kept; all of them where fewer than asked for carry any variance.
+        num_kept: how many components were kept, a scalar; all of them where fewer than asked for carry any variance.
         variance_kept: the share of the variance that they carry, a float32 scalar within 0 ... 1 without gradient; at
             1 nothing was filtered out.
     """
 
     features: torch.Tensor
-    num_kept: int
+    num_kept: torch.Tensor
     variance_kept: torch.Tensor
 
 
 def primary_components(
-    features: torch.Tensor, num_components: int | float, moments: torch.Tensor | None = None
+    features: torch.Tensor, num_components: int | float, moments: torch.Tensor | None = None, *, check: bool = True
 ) -> PrimaryComponents:
     """Coarse image features: the projection onto the largest principal components, plus the mean (eq. 6).
 
@@ -49,19 +49,24 @@ def primary_components(
         moments: `second_moments` of the samples that define the components, of shape
             `(projection_dim + 1, projection_dim + 1)`: the sum over all processes in the global scope. By default they
             are those of `features` (local scope, as released).
+        check: refuse features that are not finite, for which a GPU is waited for. Otherwise they make all coarse
+            features NaN. With a count of components nothing is waited for then but by `torch.linalg.eigh` itself, with
+            a share for the count that reaches it.
 
     Returns:
         `PrimaryComponents`.
 
     Raises:
-        ValueError: for features that are no matrix of floats or not finite, naming the rows; for moments of another
-            size or not finite; for a `num_components` out of range.
+        ValueError: for features that are no matrix of floats or, if they are checked, not finite, naming the rows; for
+            moments of another size or, likewise, not finite; for a `num_components` out of range.
 
     Example:
         >>> features = torch.nn.functional.normalize(torch.randn(256, 512), dim=-1)
         >>> coarse, num_kept, variance_kept = primary_components(features, num_components=32)
     """
-    check_finite(features)
+    check_shape(features)
+    if check:
+        check_finite(features)
     exact = _exact(features)
     if moments is None:
         mean = exact.mean(dim=0)
@@ -81,7 +86,7 @@ def primary_components(
                 f"moments of features of shape {tuple(features.shape)} must be of shape "
                 f"{(exact.shape[1] + 1,) * 2}, got {tuple(moments.shape)}."
             )
-        if not moments.isfinite().all():
+        if check and not moments.isfinite().all():
             raise ValueError(
                 "The moments are not finite although this process's features are: another process's features hold NaN "
                 "or Inf, and its own error names their rows."
@@ -92,7 +97,7 @@ def primary_components(
         coarse = reconstruct(exact - mean, covariance, eigenvalues, eigenvectors, num_kept) + mean
     return PrimaryComponents(
         coarse.to(features.device, torch.promote_types(features.dtype, torch.float32)),
-        num_kept,
+        torch.where(_all_there_is(eigenvalues, num_kept), len(eigenvalues), num_kept),
         variance_kept(eigenvalues, num_kept).to(features.device, torch.float32),
     )
 
@@ -142,9 +147,11 @@ def decompose(covariance: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tenso
 
     Returns:
         The eigenvalues, of shape `(size,)`, descending, those that are only rounding set to zero, and the eigenvectors
-        as columns, of shape `(size, size)`. Both without gradient: `reconstruct` carries it.
+        as columns, of shape `(size, size)`. Both without gradient: `reconstruct` carries it. Of a covariance with NaN
+        or Inf they mean nothing, and the features that it came from are to be looked at; LAPACK would fail.
     """
-    eigenvalues, eigenvectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    symmetric = (covariance + covariance.T) / 2
+    eigenvalues, eigenvectors = torch.linalg.eigh(symmetric.where(symmetric.isfinite().all(), 0.0))
     rounding = _rounding(eigenvalues) * (covariance.trace() + mean.dot(mean))  # of the mean square of the features
     return eigenvalues.where(eigenvalues > rounding, 0.0).flip(0), eigenvectors.flip(1)
 
@@ -158,21 +165,20 @@ def filter_components(eigenvalues: torch.Tensor, num_components: int | float) ->
             that reaches it.
 
     Returns:
-        The count. When a count is asked for that exceeds the rank, everything there is is kept and nothing can be
-        dropped: the answer is `size`, the projector is the identity, and so is its derivative (see `reconstruct`).
+        The count, at most `size`. A share has to be looked up, for which a GPU is waited for. When fewer components
+        carry any variance, nothing can be dropped: the projector is the identity, and so is its derivative (see
+        `reconstruct`).
 
     Raises:
         ValueError: for a `num_components` that is neither.
     """
     _check_num_components(num_components)
-    rank = int((eigenvalues > 0).sum())
     if isinstance(num_components, int):
-        return num_components if num_components <= rank else len(eigenvalues)
-    if rank == 0:
-        return len(eigenvalues)
+        return min(num_components, len(eigenvalues))
     cumulative = eigenvalues.cumsum(0)
-    reached = torch.searchsorted(cumulative, num_components * cumulative[-1])
-    return min(int(reached) + 1, rank)
+    reached = torch.searchsorted(cumulative, num_components * cumulative[-1]) + 1
+    # At most the rank; without any variance, 1, and `reconstruct` keeps everything.
+    return max(1, int(torch.minimum(reached, (eigenvalues > 0).sum())))
 
 
 def reconstruct(
@@ -199,7 +205,7 @@ def reconstruct(
     - s_j = 0 < s_i (rank = `num_kept`): g_ij u_i v_j^T, regular; no special case.
     - s_i = s_j = 0 (rank r < `num_kept`): Y is the best approximation of Z of rank k > r, so a change E of rank 1, and
       with it every partial derivative, gives Z + E exactly: dL/dZ = G. No gradient of C can say so (C carries nothing
-      outside the span of Z); P = 1 does. Therefore `filter_components` keeps all components there. This is also what
+      outside the span of Z); P = 1 does. Therefore all components are kept there. This is also what
       holds for n - 1 <= k samples, whose Y is Z everywhere.
     - s_i = s_j > 0 (a tie across the cut): P jumps, there is no derivative. The pair's term is left out, as if the
       split of the tied subspace were held fixed; the others stay. Equal means equal to rounding, size * eps * l_1;
@@ -217,7 +223,12 @@ def reconstruct(
         `torch.Tensor` of `centred`'s shape. It can be differentiated once.
     """
     result: torch.Tensor = _Reconstruction.apply(centred, covariance, eigenvalues, eigenvectors, num_kept)
-    return result
+    return torch.where(_all_there_is(eigenvalues, num_kept), centred, result)
+
+
+def _all_there_is(eigenvalues: torch.Tensor, num_kept: int) -> torch.Tensor:
+    """Whether fewer than `num_kept` components carry any variance: a scalar, which nothing waits for."""
+    return eigenvalues[num_kept - 1] <= 0
 
 
 class _Reconstruction(torch.autograd.Function):
@@ -310,16 +321,17 @@ def check_components(
         )
 
 
-def check_finite(features: torch.Tensor) -> None:
-    """Raises ValueError for features that are no `(batch_size, projection_dim)` matrix of floats, or hold NaN or Inf.
-
-    A decomposition would answer NaN for all of them, or fail; the error names the rows.
-    """
+def check_shape(features: torch.Tensor) -> None:
+    """Raises ValueError for features that are no `(batch_size, projection_dim)` matrix of floats."""
     if features.ndim != 2 or not features.is_floating_point() or not len(features):
         raise ValueError(
             "features must be of shape (batch_size, projection_dim), floating and not empty, "
             f"got {tuple(features.shape)} {features.dtype}."
         )
+
+
+def check_finite(features: torch.Tensor) -> None:
+    """Raises ValueError for features that hold NaN or Inf, naming the rows. All coarse features would be NaN."""
     finite = features.detach().isfinite().all(dim=1)
     if not finite.all():
         rows = (~finite).nonzero().flatten().tolist()

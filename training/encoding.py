@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from longclip_hf.errors import TrainingError
 from modeling_longclip.compat import features
 
 
@@ -21,11 +23,11 @@ class Embeddings(NamedTuple):
     logit_scale: torch.Tensor
 
 
-Grouping = Callable[[torch.Tensor], tuple[torch.Tensor, list[int]]]  # lengths -> order, sizes: see `length_groups`
+Grouping = Callable[[np.ndarray], tuple[np.ndarray, list[int]]]  # lengths -> order, sizes: see `length_groups`
 
 
 def encode(
-    model: nn.Module, batch: Mapping[str, torch.Tensor], short: bool, grouping: Grouping, chunk_size: int | None
+    model: nn.Module, batch: Mapping[str, Any], short: bool, grouping: Grouping, chunk_size: int | None
 ) -> Embeddings:
     """Runs both towers on a batch of `CaptionCollator`.
 
@@ -36,19 +38,19 @@ def encode(
 
     Args:
         model: a `LongCLIPModel`, or a peft model around one.
-        batch: `pixel_values` and `input_ids`, and with `short` also `short_input_ids`, and their attention masks.
+        batch: `pixel_values` and `input_ids`, and with `short` also `short_input_ids`, and their lengths or attention
+            masks; see `lengths_of`.
         short: encode the short captions too.
         grouping: makes groups of captions of similar length, each cut to its own longest: `length_groups` of so many.
         chunk_size: rows that are encoded at a time; None for all at once and no cache.
     """
     clip = clip_of(model)
     image = encode_images(clip, batch["pixel_values"], chunk_size)
-    long = encode_texts(clip, batch["input_ids"], batch["attention_mask"], grouping, chunk_size)
+    long = encode_texts(clip, batch["input_ids"], lengths_of(batch), grouping, chunk_size)
     short_texts = None
     if short:
-        short_ids, short_mask = batch["short_input_ids"], batch["short_attention_mask"]
-        positions = batch.get("short_position_ids")
-        short_texts = encode_texts(clip, short_ids, short_mask, grouping, chunk_size, positions)
+        ids, positions = batch["short_input_ids"], batch.get("short_position_ids")
+        short_texts = encode_texts(clip, ids, lengths_of(batch, "short_"), grouping, chunk_size, positions)
     return Embeddings(image, long, short_texts, clip.logit_scale.float().reshape(()))
 
 
@@ -58,21 +60,43 @@ def encode_images(clip: nn.Module, pixel_values: torch.Tensor, chunk_size: int |
     return torch.cat([_encoded(_image_features, chunk_size, clip, chunk) for chunk in chunks])
 
 
+def lengths_of(batch: Mapping[str, Any], prefix: str = "") -> np.ndarray:
+    """Tokens of every caption, of shape `(batch_size,)`, on the CPU.
+
+    From the collator. Where one of somebody's own gives none, from the attention mask, for which a GPU is waited for.
+
+    Raises:
+        TrainingError: if there is not one for each caption.
+    """
+    rows = len(batch[f"{prefix}input_ids"])
+    lengths = batch.get(f"{prefix}lengths")
+    if lengths is None:
+        lengths = batch[f"{prefix}attention_mask"].sum(dim=1).cpu()
+    lengths = np.asarray(lengths)
+    if lengths.shape != (rows,):
+        raise TrainingError(
+            f"The batch's {prefix}lengths have shape {lengths.shape}, for {rows} captions. Whatever divides or joins "
+            "batches must do the same to them, or leave them out (dispatch_batches does neither)."
+        )
+    return lengths
+
+
 def encode_texts(
     clip: nn.Module,
     input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
+    lengths: np.ndarray,
     grouping: Grouping,
     chunk_size: int | None,
     position_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Text features of shape `(batch_size, projection_dim)`, at 0, 1, 2, ... or at `position_ids`; see `encode`."""
-    lengths = attention_mask.sum(dim=1).cpu()
+    """Text features of shape `(batch_size, projection_dim)`, of captions of so many tokens each, at 0, 1, 2, ... or at
+    `position_ids`; see `encode`.
+    """
     order, sizes = grouping(lengths)
-    longest = [int(part.max()) for part in lengths[order].split(sizes)]
-    order = order.to(input_ids.device)
+    longest = np.maximum.reduceat(lengths[order], np.cumsum([0, *sizes[:-1]])).tolist()
+    there, back = (torch.from_numpy(part).to(input_ids.device) for part in (order, np.argsort(order)))
     encoded = []
-    for rows, length in zip(order.split(sizes), longest, strict=True):
+    for rows, length in zip(there.split(sizes), longest, strict=True):
         # No mask is needed: attention is causal, and padding stands after the EOT.
         texts = [
             part[rows, :length].split(chunk_size or len(rows))
@@ -80,7 +104,7 @@ def encode_texts(
             if part is not None
         ]
         encoded += [_encoded(_text_features, chunk_size, clip, *chunk) for chunk in zip(*texts, strict=True)]
-    return torch.cat(encoded)[order.argsort()]
+    return torch.cat(encoded)[back]
 
 
 def _image_features(clip: Any, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -98,6 +122,13 @@ def _encoded(
         return encoder(clip, *chunk)
     encoded: torch.Tensor = checkpoint(encoder, clip, *chunk, use_reentrant=False)
     return encoded
+
+
+def check_eot(model: nn.Module, check: bool) -> None:
+    """Whether text towers look for an EOT in every text, for which a GPU is waited for."""
+    for module in model.modules():
+        if hasattr(module, "checks_eot"):
+            module.checks_eot = check
 
 
 def clip_of(model: nn.Module) -> Any:
@@ -149,11 +180,8 @@ def frozen_copy(clip: Any, images: bool) -> Any:
 
 
 @torch.no_grad()
-def encode_original(
-    frozen: Any, batch: Mapping[str, torch.Tensor], grouping: Grouping, chunk_size: int | None
-) -> Original:
+def encode_original(frozen: Any, batch: Mapping[str, Any], grouping: Grouping, chunk_size: int | None) -> Original:
     """Short captions, where they were before a prefix moved them, and images by a `frozen_copy`; see `encode`."""
-    short_ids, short_mask = batch["short_input_ids"], batch["short_attention_mask"]
     image = None if frozen.vision_model is None else encode_images(frozen, batch["pixel_values"], chunk_size)
-    short = encode_texts(frozen, short_ids, short_mask, grouping, chunk_size)
+    short = encode_texts(frozen, batch["short_input_ids"], lengths_of(batch, "short_"), grouping, chunk_size)
     return Original(image, short, frozen.logit_scale.float().reshape(()))

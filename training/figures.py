@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from longclip_hf.evaluation.retrieval import retrieval_ranks
 from longclip_hf.training.captions import BAD_ROW_CAUSES, bad_rows_report
 from longclip_hf.training.curves import draw_curves
-from longclip_hf.training.encoding import Embeddings
+from longclip_hf.training.encoding import Embeddings, lengths_of
 from longclip_hf.training.losses import LossTerms
+from longclip_hf.training.watch import Watch
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]  # the sum over processes: every one calls it for the same figures
 
@@ -25,10 +27,12 @@ class Figures:
 
     def __init__(self, reduce: Reduce) -> None:
         self.reduce = reduce
+        self.watch = Watch()
         self.bad_rows = torch.zeros(len(BAD_ROW_CAUSES), dtype=torch.long)  # by cause, of all processes
         self.truncated = 0  # long captions cut at the model's length
         self.captions_seen = 0
-        self.sums: dict[str, torch.Tensor] = {}
+        self.sums: dict[str, torch.Tensor | float] = {}  # what the CPU knows stays there
+        self._device = torch.device("cpu")
         self.since = 0.0  # when the interval of the next log began
 
     def start(self) -> None:
@@ -45,21 +49,30 @@ class Figures:
 
     def add(
         self,
-        inputs: Mapping[str, torch.Tensor],
+        step: int,
+        inputs: Mapping[str, Any],
         embeddings: Embeddings,
         terms: LossTerms,
         variance_kept: torch.Tensor | None,
     ) -> None:
-        """Adds a step; nothing leaves the device before it is logged."""
-        tokens = inputs["attention_mask"].sum()
+        """Adds a step; nothing leaves the device before it is logged.
+
+        Args:
+            step: its number.
+            inputs: the batch.
+            embeddings, terms, variance_kept: what came of it.
+        """
+        tokens = lengths_of(inputs).sum()
         if embeddings.short is not None:
-            tokens = tokens + inputs["short_attention_mask"].sum()
-        figures = {
-            "steps": torch.ones((), device=tokens.device),
+            tokens += lengths_of(inputs, "short_").sum()
+        self._device = embeddings.image.device
+        figures: dict[str, torch.Tensor | float] = {
+            "steps": 1.0,
+            "images": float(len(embeddings.image)),
+            "tokens": float(tokens),
+            "not_finite": self.watch.add(embeddings, step),
             "loss_long": terms.long.detach(),
             "logit_scale": embeddings.logit_scale.detach().exp(),
-            "images": torch.tensor(float(len(embeddings.image)), device=tokens.device),
-            "tokens": tokens.float(),
         }
         if terms.short is not None:
             figures["loss_short"] = terms.short.detach()
@@ -72,31 +85,51 @@ class Figures:
             self.sums[name] = self.sums.get(name, 0) + value
 
     def drain(self) -> dict[str, float]:
-        """The means over the steps since the last log and the speed, of all processes; begins the next interval."""
-        sums = {name: self.reduce(value) for name, value in self.sums.items()}
+        """The means over the steps since the last log and the speed, of all processes; begins the next interval.
+
+        Raises:
+            TrainingError: on every process, if features were not finite.
+        """
+        sums = self._over_processes()
         self.sums = {}
         now = time.perf_counter()
         elapsed, self.since = now - self.since, now
-        steps = sums.pop("steps").item()
-        images, tokens = sums.pop("images").item(), sums.pop("tokens").item()
-        bad, truncated = sums.pop("bad_rows", None), sums.pop("truncated", None)
-        figures = {name: value.item() / steps for name, value in sums.items()}
-        figures |= {"images_per_second": images / elapsed, "tokens_per_second": tokens / elapsed}
-        if bad is not None:
-            self.bad_rows = self.bad_rows + bad.long().cpu()
-        if truncated is not None:
-            self.truncated += int(truncated.item())
+        (steps,), (images,), (tokens,) = map(sums.pop, ("steps", "images", "tokens"))
+        self.bad_rows += torch.tensor(sums.pop("bad_rows", [0.0])).long()
+        self.truncated += int(sums.pop("truncated", [0.0])[0])
         self.captions_seen += int(images)
-        return figures
+        figures = {name: value / steps for name, (value,) in sums.items()}
+        return figures | {"images_per_second": images / elapsed, "tokens_per_second": tokens / elapsed}
 
     def counts(self) -> dict[str, Any]:
-        """What `report` says, by all processes so far, those of the steps since the last log included."""
-        since = {name: self.reduce(value).cpu().long() for name, value in self.sums.items()}
+        """What `report` says, by all processes so far, those of the steps since the last log included.
+
+        Raises:
+            TrainingError: on every process, if features were not finite since then.
+        """
+        since = self._over_processes()
+        bad_rows = self.bad_rows + torch.tensor(since.get("bad_rows", [0.0])).long()
         return {
-            "bad_rows": (self.bad_rows + since.get("bad_rows", 0)).tolist(),
-            "truncated": self.truncated + int(since.get("truncated", 0)),
-            "captions_seen": self.captions_seen + int(since.get("images", 0)),
+            "bad_rows": bad_rows.tolist(),
+            "truncated": self.truncated + int(since.get("truncated", [0.0])[0]),
+            "captions_seen": self.captions_seen + int(since.get("images", [0.0])[0]),
         }
+
+    def _over_processes(self) -> dict[str, list[float]]:
+        """The sums, in one collective and one copy from the device."""
+        if not self.sums:
+            return {}
+        values = [
+            value.flatten().float()
+            if isinstance(value, torch.Tensor)
+            else torch.full((1,), value, device=self._device)
+            for value in self.sums.values()
+        ]
+        found = iter(self.reduce(torch.cat(values)).tolist())
+        sums = {name: list(islice(found, len(value))) for name, value in zip(self.sums, values, strict=True)}
+        if sums.pop("not_finite") != [0.0]:
+            self.watch.refuse()
+        return sums
 
     def go_on_from(self, counts: Mapping[str, Any]) -> None:
         """Takes up the counts of a checkpoint."""

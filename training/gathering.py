@@ -13,11 +13,14 @@ Every process must reach the same collectives in the same order, forward and bac
 is an all-reduce, of which the gather's keeps its own rows: every backend has it, and embeddings are a few megabytes.
 """
 
+import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
+
+from longclip_hf.errors import TrainingError
 
 
 def world_size() -> int:
@@ -30,29 +33,62 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def check_processes(accelerate_says: int) -> None:
+    """
+    Raises:
+        TrainingError: where launcher, torch and accelerate count differently: each process would train on its own.
+    """
+    said = {
+        "accelerate": accelerate_says,
+        "torch's process group": world_size(),
+        "the launcher (WORLD_SIZE)": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+    if len(set(said.values())) > 1:
+        counts = ", ".join(f"{name} says {count}" for name, count in said.items())
+        raise TrainingError(
+            f"How many processes train together? {counts}. Their gradients would not be averaged. On the CPU, give "
+            "--use_cpu (LongCLIPTrainingArguments(use_cpu=True)); otherwise let every process see its GPU."
+        )
+
+
 def all_gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
     """The rows of all processes in the order of ranks; the gradient of all of them comes back to each row's owner.
 
     Args:
-        tensor: of shape `(local, ...)`, equal on all processes.
+        tensor: of shape `(local, ...)`, equal on all processes: see `check_equal_rows`.
 
     Returns:
         `torch.Tensor` of shape `(world_size * local, ...)`; this process's rows begin at `rank() * local`.
+    """
+    if world_size() == 1:
+        return tensor
+    gathered: torch.Tensor = _AllGather.apply(tensor)
+    return gathered
+
+
+class Gathered(dict[torch.Tensor, torch.Tensor]):
+    """`gathered[tensor]` is `all_gather_with_grad(tensor)`, which is done once for a tensor. By identity."""
+
+    def __missing__(self, tensor: torch.Tensor) -> torch.Tensor:
+        self[tensor] = all_gather_with_grad(tensor)
+        return self[tensor]
+
+
+def check_equal_rows(rows: int, device: torch.device) -> None:
+    """Refuses batches of different sizes, of which `all_gather_with_grad` would make anything or wait for ever.
+
+    It waits for the device, so it is for the first batch of a loader whose batches are all of one size.
 
     Raises:
         ValueError: on every process, when their numbers of rows differ. Such a batch has no mean over processes that
             equals the mean over rows.
     """
-    if world_size() == 1:
-        return tensor
-    sizes = _gather(torch.tensor([len(tensor)], device=tensor.device)).tolist()
+    sizes = [rows] if world_size() == 1 else _gather(torch.tensor([rows], device=device)).tolist()
     if len(set(sizes)) > 1:
         raise ValueError(
             f"Every process must bring equally many rows, got {sizes} in the order of ranks. Drop the last, "
             "smaller batch (dataloader_drop_last) or give every process its share of it."
         )
-    gathered: torch.Tensor = _AllGather.apply(tensor)
-    return gathered
 
 
 def all_reduce_with_grad(tensor: torch.Tensor) -> torch.Tensor:

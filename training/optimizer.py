@@ -1,11 +1,13 @@
-"""What is trained and how fast: learning rates of towers and layers, and what is frozen."""
+"""What is trained and how fast: learning rates of towers and layers, what is frozen, and bounds of the logit scale."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from longclip_hf.errors import TrainingError
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
@@ -85,3 +87,15 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, rates: dict[nn.Paramete
             by_rate.setdefault(rates[parameter], []).append(parameter)
         divided += [{**group, "params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
     optimizer.param_groups[:] = sorted(divided, key=lambda group: -group["lr"])
+
+
+class HoldLogitScale(TrainerCallback):
+    """Holds the logit scale itself in its bounds: a clamp in the loss would leave it no gradient to come back by."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        lowest, highest = (None if b is None else math.log(b) for b in (args.min_logit_scale, args.max_logit_scale))
+        if lowest is not None or highest is not None:
+            with torch.no_grad():
+                clip_of(model).logit_scale.clamp_(lowest, highest)
+
+    on_optimizer_step = on_train_begin

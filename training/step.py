@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from longclip_hf.errors import TrainingError
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
 from longclip_hf.training.components import primary_components, second_moments
-from longclip_hf.training.encoding import Embeddings, Original
-from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
+from longclip_hf.training.encoding import Embeddings, Original, lengths_of
+from longclip_hf.training.gathering import Gathered, all_reduce_with_grad, rank, world_size
 from longclip_hf.training.losses import (
     LossTerms,
     bounded_loss,
@@ -35,26 +36,31 @@ def step_loss(
         args: strategy, components, scope, weights and smoothing.
         embeddings: of this process's batch.
         original: what the model made of the batch before training, for the bounded strategy and for distillation.
-
-    Raises:
-        TrainingError: on every process, for features that are not finite.
     """
-    refuse_non_finite(embeddings)
-    terms, variance_kept = _strategy_loss(args, embeddings, original)
+    unit = embeddings._replace(
+        image=F.normalize(embeddings.image, dim=-1),
+        long=F.normalize(embeddings.long, dim=-1),
+        short=None if embeddings.short is None else F.normalize(embeddings.short, dim=-1),
+    )
+    gathered = Gathered()
+    terms, variance_kept = _strategy_loss(args, embeddings.short, unit, original, gathered)
     if args.distillation:
-        assert original is not None and original.image is not None and embeddings.short is not None
-        parts = (embeddings.image, embeddings.short, original.image, original.short)
-        own = [F.normalize(part, dim=-1) for part in parts]
-        gathered = [all_gather_with_grad(part) for part in own]
-        distilled = distillation_loss(*own, original.logit_scale.exp(), gathered)
+        assert original is not None and original.image is not None and unit.short is not None
+        own = [unit.image, unit.short, *(F.normalize(part, dim=-1) for part in (original.image, original.short))]
+        distilled = distillation_loss(*own, original.logit_scale.exp(), [gathered[part] for part in own])
         terms = terms._replace(loss=terms.loss + args.distillation * distilled, distillation=distilled)
     return terms, variance_kept
 
 
 def _strategy_loss(
-    args: LongCLIPTrainingArguments, embeddings: Embeddings, original: Original | None
+    args: LongCLIPTrainingArguments,
+    short_features: torch.Tensor | None,
+    unit: Embeddings,
+    original: Original | None,
+    gathered: Gathered,
 ) -> tuple[LossTerms, torch.Tensor | None]:
-    scale = embeddings.logit_scale.exp()
+    """Of features of length 1; `short_features` are those of the short captions as they came."""
+    image, long, scale, weight = unit.image, unit.long, unit.logit_scale.exp(), args.short_loss_weight
 
     def contrast(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         return contrastive_loss(
@@ -62,36 +68,35 @@ def _strategy_loss(
             text_embeds,
             scale,
             args.label_smoothing_factor,
-            all_image_embeds=all_gather_with_grad(image_embeds),
-            all_text_embeds=all_gather_with_grad(text_embeds),
+            all_image_embeds=gathered[image_embeds],
+            all_text_embeds=gathered[text_embeds],
             offset=rank() * len(image_embeds),
             hard_negative_margin=args.hard_negative_margin,
         )
 
-    weight = args.short_loss_weight
-    image, long = F.normalize(embeddings.image, dim=-1), F.normalize(embeddings.long, dim=-1)
     if args.strategy in (Strategy.LONG_ONLY, Strategy.MIXED_LENGTH):
         return long_only_loss(contrast, image, long), None
-    if args.strategy == Strategy.HIMO:
-        second = long
-    else:
-        assert embeddings.short is not None
-        second = F.normalize(embeddings.short, dim=-1)
+    second = long if args.strategy == Strategy.HIMO else unit.short
+    assert second is not None
     if args.strategy == Strategy.BOUNDED:
-        assert original is not None and embeddings.short is not None
-        return bounded_loss(contrast, image, long, embeddings.short, original.short, weight), None
+        assert original is not None and short_features is not None
+        return bounded_loss(contrast, image, long, short_features, original.short, weight), None
     if args.strategy == Strategy.UNDISTINGUISHED:
         return undistinguished_loss(contrast, image, long, second, weight), None
     reduced = second if args.components_of == "text" else image
-    moments = all_reduce_with_grad(second_moments(reduced)) if args.components_scope == "global" else None
-    coarse = primary_components(reduced, args.components, moments)
-    pair = (image, coarse.features) if args.components_of == "text" else (coarse.features, second)
-    return primary_component_loss(contrast, image, pair[0], long, pair[1], weight), coarse.variance_kept
+    if args.components_scope == "local":
+        kept = primary_components(reduced, args.components, check=False)
+        coarse = kept.features
+    else:  # of everybody's features, which are here already, so that the coarse ones need not be gathered
+        moments = all_reduce_with_grad(second_moments(reduced))
+        kept = primary_components(gathered[reduced], args.components, moments, check=False)
+        coarse = kept.features[rank() * len(reduced) :][: len(reduced)]
+        gathered[coarse] = kept.features
+    pair = (image, coarse) if args.components_of == "text" else (coarse, second)
+    return primary_component_loss(contrast, image, pair[0], long, pair[1], weight), kept.variance_kept
 
 
-def with_mixed_captions(
-    inputs: Mapping[str, torch.Tensor], share: float, seed: int, step: int, batch: int
-) -> dict[str, torch.Tensor]:
+def with_mixed_captions(inputs: Mapping[str, Any], share: float, seed: int, step: int, batch: int) -> dict[str, Any]:
     """The batch with some long captions replaced by the short ones, before anything is encoded.
 
     Which ones follows from the seed, the step, the batch of an accumulated step and the place in the global batch: the
@@ -100,8 +105,10 @@ def with_mixed_captions(
     local = len(inputs["input_ids"])
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) * 1_009 + batch)
     replaced = mixed_length_rows(local * world_size(), share, generator=generator)
-    replaced = replaced[rank() * local : (rank() + 1) * local].to(inputs["input_ids"].device)
+    replaced = replaced[rank() * local : (rank() + 1) * local]
     mixed = dict(inputs)
+    mixed["lengths"] = np.where(replaced.numpy(), lengths_of(inputs, "short_"), lengths_of(inputs))
+    replaced = replaced.to(inputs["input_ids"].device)
     for key in ("input_ids", "attention_mask"):
         long, short = inputs[key], inputs[f"short_{key}"]
         width = max(long.shape[1], short.shape[1])
@@ -143,24 +150,3 @@ def check_collator(collator: Any, args: LongCLIPTrainingArguments, length: int) 
             f"train_length is {length}, and the data_collator cuts at {cut} tokens: give it that max_length, or leave "
             "it out."
         )
-
-
-def refuse_non_finite(embeddings: Embeddings) -> None:
-    """An error on every process, naming the rows, when a feature of any process is NaN or Inf.
-
-    Raised by one process alone, it would leave the others waiting for it in a collective.
-    """
-    texts = [embeddings.long] if embeddings.short is None else [embeddings.long, embeddings.short]
-    finite = torch.stack([part.detach().isfinite().all(dim=1) for part in (embeddings.image, *texts)], dim=1)
-    finite = all_gather_with_grad(finite.float())
-    if finite.all():
-        return
-    named = "; ".join(
-        f"{name} rows {(finite[:, column] == 0).nonzero().flatten().tolist()[:8]}"
-        for column, name in enumerate(("image", "long caption", "short caption")[: finite.shape[1]])
-        if not finite[:, column].all()
-    )
-    raise TrainingError(
-        f"Features of the global batch of {len(finite)} hold NaN or Inf: {named}. Look at these samples, at the "
-        "learning rate and, in float16, at the loss scale."
-    )

@@ -7,17 +7,16 @@ last two in `step`. Checkpoints are `saving`'s, what is logged and counted is `f
 import functools
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import TrainerCallback
 
 from longclip_hf.errors import TrainingError
 from longclip_hf.training.arguments import BEST_METRIC, LongCLIPTrainingArguments
@@ -29,6 +28,7 @@ from longclip_hf.training.drawing import Place, with_drawn_captions, with_prefix
 from longclip_hf.training.encoding import (
     Embeddings,
     Original,
+    check_eot,
     clip_of,
     encode,
     encode_original,
@@ -36,9 +36,9 @@ from longclip_hf.training.encoding import (
     frozen_copy,
 )
 from longclip_hf.training.figures import Figures, curves, retrieval_metrics
-from longclip_hf.training.gathering import world_size
+from longclip_hf.training.gathering import check_processes, world_size
 from longclip_hf.training.losses import LossTerms
-from longclip_hf.training.optimizer import freeze, learning_rates, set_learning_rates
+from longclip_hf.training.optimizer import HoldLogitScale, freeze, learning_rates, set_learning_rates
 from longclip_hf.training.run_settings import changes_since, describe_model, describe_run
 from longclip_hf.training.saving import SavingTrainer, refuse_what_fsdp_cannot_save
 from longclip_hf.training.settings import Strategy
@@ -140,8 +140,8 @@ class LongCLIPTrainer(SavingTrainer):
         self._changes: list[dict[str, Any]] = []
         self._batch_of_step = (-1, 0)  # a step, and which of its accumulated batches is at hand
         self._nearly_all_kept = 0  # logs in a row
-        self.add_callback(_HoldLogitScale())
-        self._check_processes()
+        self.add_callback(HoldLogitScale())
+        check_processes(self.accelerator.num_processes)
         if train_dataset is not None:
             self._check_rows()
 
@@ -185,7 +185,10 @@ class LongCLIPTrainer(SavingTrainer):
             self.figures.go_on_from(record)
         self._batch_of_step = (-1, 0)
         resume = str(resume_from_checkpoint) if resume_from_checkpoint else None
-        result = super().train(resume, *args, **kwargs)
+        try:
+            result = super().train(resume, *args, **kwargs)
+        finally:
+            check_eot(self.model, True)
         if self._batch_of_step[0] < 0 and self.state.global_step < self.state.max_steps:
             raise TrainingError(
                 f"Nothing was trained: the data held not a single batch of {self._train_batch_size} rows for each of "
@@ -198,20 +201,6 @@ class LongCLIPTrainer(SavingTrainer):
         return {**self.figures.counts(), "settings": self._settings, "changes": self._changes}
 
     # -- guards --------------------------------------------------------------------------------------------------
-
-    def _check_processes(self) -> None:
-        """Where the launcher's, torch's and accelerate's numbers differ, every process would train on its own."""
-        said = {
-            "accelerate": self.accelerator.num_processes,
-            "torch's process group": world_size(),
-            "the launcher (WORLD_SIZE)": int(os.environ.get("WORLD_SIZE", "1")),
-        }
-        if len(set(said.values())) > 1:
-            counts = ", ".join(f"{name} says {count}" for name, count in said.items())
-            raise TrainingError(
-                f"How many processes train together? {counts}. Their gradients would not be averaged. On the CPU, "
-                "give --use_cpu (LongCLIPTrainingArguments(use_cpu=True)); otherwise let every process see its GPU."
-            )
 
     def _check_rows(self) -> None:
         """The batch that is trained: `auto_find_batch_size` may have made it smaller."""
@@ -235,6 +224,7 @@ class LongCLIPTrainer(SavingTrainer):
         A `CaptionStream` divides itself among processes, so nothing may divide it again.
         """
         self._check_rows()
+        self.figures.watch.start()
         if not isinstance(self.train_dataset, IterableDataset):
             asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, True
             try:
@@ -288,6 +278,8 @@ class LongCLIPTrainer(SavingTrainer):
     ) -> Any:
         args: LongCLIPTrainingArguments = self.args
         check_batch(inputs, args)
+        collator_gives_eot = type(self.data_collator) is CaptionCollator
+        self.figures.watch.before(inputs["input_ids"], collator_gives_eot, model, self._original)
         place = Place(args.seed, self.state.global_step, self._batch_of_step[1])
         inputs = with_drawn_captions(inputs, args, place, self.caption_length)
         if args.strategy == Strategy.MIXED_LENGTH:
@@ -297,7 +289,7 @@ class LongCLIPTrainer(SavingTrainer):
         embeddings = self.embed(model, inputs, short=args.encodes_short)
         terms, variance_kept = self.loss_terms(embeddings, original)
         if model.training:
-            self.figures.add(inputs, embeddings, terms, variance_kept)
+            self.figures.add(self.state.global_step, inputs, embeddings, terms, variance_kept)
         return (terms.loss, embeddings) if return_outputs else terms.loss
 
     def embed(self, model: nn.Module, inputs: Mapping[str, torch.Tensor], short: bool) -> Embeddings:
@@ -310,7 +302,7 @@ class LongCLIPTrainer(SavingTrainer):
             embeddings: Embeddings = model(batch=inputs)
         return embeddings
 
-    def _grouping(self, lengths: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    def _grouping(self, lengths: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """Groups of captions of similar length."""
         return (even_groups if self.is_fsdp_enabled else length_groups)(lengths, self.args.length_groups)
 
@@ -393,15 +385,3 @@ class LongCLIPTrainer(SavingTrainer):
         rows = torch.arange(len(embeddings.image), device=embeddings.image.device)  # without labels, no metric
         features = (embeddings.image, embeddings.long, embeddings.short)
         return None, tuple(part for part in features if part is not None), rows
-
-
-class _HoldLogitScale(TrainerCallback):
-    """Holds the logit scale itself in its bounds: a clamp in the loss would leave it no gradient to come back by."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        lowest, highest = (None if b is None else math.log(b) for b in (args.min_logit_scale, args.max_logit_scale))
-        if lowest is not None or highest is not None:
-            with torch.no_grad():
-                clip_of(model).logit_scale.clamp_(lowest, highest)
-
-    on_optimizer_step = on_train_begin

@@ -87,7 +87,9 @@ def test_a_batch_by_hand(clip_folder: Path, processor: Any) -> None:
         assert batch["short_attention_mask"].sum(1).tolist() == [3, 3, 5, 3]
         assert batch["truncated"].tolist() == [0, 0, 1, 1]
         assert batch["bad_rows"].tolist() == [[1, 0, 0, 2, 0], [0] * 5, [1, 1, 0, 0, 0], [0] * 5]
-        assert {value.dtype for name, value in batch.items() if name != "pixel_values"} == {torch.long}
+        assert batch["lengths"].tolist() == [4, 7, 7, 7] and batch["short_lengths"].tolist() == [3, 3, 5, 3]
+        tensors = {name: value for name, value in batch.items() if not name.endswith("lengths")}
+        assert {value.dtype for name, value in tensors.items() if name != "pixel_values"} == {torch.long}
         reference = processor.image_processor(images=[row["image"] for row in rows], return_tensors="pt")
         assert torch.equal(batch["pixel_values"], reference["pixel_values"])
         assert batch["pixel_values"].shape == (4, 3, 32, 32)

@@ -9,7 +9,13 @@ import fork_server
 import pytest
 import torch
 
-from longclip_hf.training.gathering import all_gather_with_grad, all_reduce_with_grad, rank, world_size
+from longclip_hf.training.gathering import (
+    all_gather_with_grad,
+    all_reduce_with_grad,
+    check_equal_rows,
+    rank,
+    world_size,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 Results = tuple[dict[str, dict[str, torch.Tensor]], dict[str, str]]
@@ -78,3 +84,4 @@ def test_without_a_process_group_nothing_happens() -> None:
     assert (rank(), world_size()) == (0, 1)
     assert all_gather_with_grad(tensor) is tensor
     assert all_reduce_with_grad(tensor) is tensor
+    check_equal_rows(3, tensor.device)

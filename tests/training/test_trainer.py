@@ -18,10 +18,12 @@ import pytest
 import torch
 import trainer_runs
 from conftest import run_python
+from device_copies import Copies
 from torch.nn import functional as F
 from trainer_runs import BATCH, CASES, HELD_OUT, STEPS, Gradients, arguments, make_rows, make_trainer, with_adapters
 from transformers import AutoProcessor
 
+from longclip_hf.errors import TrainingError
 from longclip_hf.evaluation.retrieval import ranks_among
 from longclip_hf.training.checkpoints import COMPLETE, last_complete_checkpoint
 from longclip_hf.training.collator import CaptionCollator, even_groups, length_groups
@@ -233,7 +235,7 @@ def test_evaluation_loses_and_doubles_no_row(runs: dict[tuple[int, int], dict[st
 def test_every_process_names_rows_that_are_not_finite(runs: dict[tuple[int, int], dict[str, Any]]) -> None:
     said = {run["not finite"] for run in runs.values()}
     assert len(said) == 1
-    assert said.pop().startswith(f"Features of the global batch of {BATCH} hold NaN or Inf: image rows [")
+    assert said.pop().startswith(f"Features of the global batch of {BATCH} at step 1 hold NaN or Inf: image rows [")
 
 
 # 3. the optimizer
@@ -603,14 +605,93 @@ def test_not_finite(
     tmp_path: Path,
     scope: str,
     bad: float,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The rows are named before anything is decomposed."""
+    """The rows of the first such batch are named, whatever came after it, and nothing is saved."""
     trainer = make_trainer(longclip_folder, tmp_path, make_rows(BATCH), components_scope=scope)
-    batch["pixel_values"][[2, 5]] = bad
-    monkeypatch.setattr("longclip_hf.training.step.primary_components", lambda *_: pytest.fail("decomposed"))
-    with pytest.raises(ValueError, match=rf"global batch of {BATCH} hold NaN or Inf: image rows \[2, 5\]\. Look at"):
-        trainer.compute_loss(trainer.model, batch)
+    trainer.compute_loss(trainer.model.train(), dict(batch))
+    assert trainer.record()["captions_seen"] == BATCH
+    spoiled = batch["pixel_values"].clone()
+    spoiled[[2, 5]] = bad
+    trainer.state.global_step = 1
+    loss = trainer.compute_loss(trainer.model, batch | {"pixel_values": spoiled})
+    assert not loss.isfinite()
+    trainer.state.global_step = 2
+    trainer.compute_loss(trainer.model, batch | {"pixel_values": torch.full_like(spoiled, math.nan)})
+    named = rf"global batch of {BATCH} at step 2 hold NaN or Inf: image rows \[2, 5\]\. Look at"
+    with pytest.raises(TrainingError, match=named):
+        trainer.record()
+    with pytest.raises(TrainingError, match=named):
+        trainer.log({"loss": 1.0})
+
+
+def test_weights_that_are_not_finite_are_not_saved(longclip_folder: Path, tmp_path: Path) -> None:
+    rows = make_rows(BATCH)
+    rows[4]["image"] = torch.full((3, 32, 32), torch.nan)
+    settings = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 100, "max_steps": 4}
+    trainer = make_trainer(longclip_folder, tmp_path / "run", rows, **settings)
+    with pytest.raises(TrainingError, match="at step 1 hold NaN or Inf: image rows"):
+        trainer.train()
+    assert last_complete_checkpoint(tmp_path / "run") is None
+
+
+# 8. waiting
+
+SHARE = {"num_components": 0.7}
+
+
+@pytest.mark.parametrize("case", [*UNCACHED, "share"])
+def test_a_step_waits_for_nothing(longclip_folder: Path, tmp_path: Path, case: str) -> None:
+    """After the first step, in which captions are looked at: no value leaves the device, but for a share of variance
+    the count of components that reaches it. A log is one copy beside the Trainer's loss and norm of the gradient.
+    """
+    settings = {"max_steps": 5, "logging_steps": 2, "max_grad_norm": 1.0, **UNCACHED.get(case, SHARE)}
+    trainer = make_trainer(longclip_folder, tmp_path, make_rows(2 * BATCH), **settings)
+    copies = Copies()
+    trainer.add_callback(copies)
+    trainer.train()
+    assert len(copies.within[0]) > 0  # what is looked for is found
+    each = 1 if case == "share" else 0
+    assert [len(found) for found in copies.within[1:]] == [each] * 4, copies.within
+    assert [len(found) for found in copies.after[:4]] == [0, 3, 0, 3], copies.after
+    assert sum("figures.py" in place for place in copies.after[1]) == 1
+
+
+def test_a_collator_of_ones_own_costs_what_it_does_not_give(longclip_folder: Path, tmp_path: Path) -> None:
+    """Texts are looked at in every step, and lengths come from the attention mask: the same losses."""
+    processor = AutoProcessor.from_pretrained(longclip_folder)
+    own = CaptionCollator(processor.tokenizer, processor.image_processor, 248)
+    losses = []
+    for collator in (None, lambda rows: {k: v for k, v in own(rows).items() if not k.endswith("lengths")}):
+        trainer = make_trainer(longclip_folder, tmp_path, make_rows(2 * BATCH), max_steps=3)
+        trainer.data_collator = collator or trainer.data_collator
+        copies = Copies()
+        trainer.add_callback(copies)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == losses[1]
+    assert len(copies.within[2]) > 2
+
+
+def test_texts_are_looked_at_again_after_training(longclip_folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(longclip_folder, tmp_path, make_rows(BATCH))
+    trainer.train()
+    with pytest.raises(ValueError, match="no EOT token"):
+        trainer.model.get_text_features(input_ids=torch.ones(1, 5, dtype=torch.long))
+
+
+def test_batches_of_another_size_are_refused(
+    longclip_folder: Path, batch: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    trainer = make_trainer(longclip_folder, tmp_path, make_rows(BATCH))
+    trainer.compute_loss(trainer.model, dict(batch))
+    with pytest.raises(TrainingError, match=f"A batch has 5 rows, and those before it had {BATCH}"):
+        trainer.compute_loss(trainer.model, {name: value[:5] for name, value in batch.items()})
+    trainer.get_train_dataloader()
+    with pytest.raises(TrainingError, match=r"lengths have shape \(12,\), for 5 captions"):
+        trainer.compute_loss(
+            trainer.model,
+            {name: value if name == "lengths" else value[:5] for name, value in batch.items()},
+        )
 
 
 @pytest.mark.parametrize(
