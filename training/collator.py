@@ -12,9 +12,10 @@ from PIL import Image
 
 from longclip_hf.errors import DataError
 from longclip_hf.image_files import ImageFiles
-from longclip_hf.images import MAX_PIXELS, to_rgb
+from longclip_hf.images import MAX_PIXELS
 from longclip_hf.sentences import first_sentence, sentences
 from longclip_hf.training.captions import BAD_ROW_CAUSES, BadRow, read_image
+from longclip_hf.training.pixels import Pixels
 
 # What `sentences` leaves at the end of a sentence, or at its end within a quotation.
 _ENDINGS = "!?…\"'”’»)]"
@@ -24,12 +25,13 @@ class CaptionCollator:
     """Makes one batch of rows.
 
     A row is a mapping with an `image` (a PIL image, a path, the bytes of a file, what `datasets` makes of one, or
-    pixel values of shape `(3, height, width)`), a `caption` and, if there is one, a `short_caption`, by default the
-    first sentence of the caption. Everything else in it is left aside, but the `bad_rows` of `CaptionRow`.
+    pixels of shape `(3, height, width)`: what `pixels` made, or numbers of your own), a `caption` and, if there is
+    one, a `short_caption`, by default the first sentence of the caption. Everything else in it is left aside, but the
+    `bad_rows` of `CaptionRow`.
 
     Args:
         tokenizer: CLIP's, of any kind that transformers has.
-        image_processor: CLIP's.
+        image_processor: CLIP's; see `Pixels`.
         max_length: positions of the text tower; what is longer is cut there and keeps its EOT.
         files: what paths of images may name; by default any file of this machine, and no address.
         sentences: whether batches hold the sentences of the long captions, from which `drawing` makes others.
@@ -49,7 +51,7 @@ class CaptionCollator:
         if tokenizer.pad_token_id is None:
             raise ValueError("The tokenizer has no pad_token. CLIP's own pads with its end-of-text token.")
         self.tokenizer = tokenizer
-        self.image_processor = image_processor
+        self.pixels = Pixels(image_processor)
         self.max_length = max_length
         self.files = files or ImageFiles(None, access="local")
         self.sentences = sentences
@@ -57,7 +59,8 @@ class CaptionCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch:
 
-        - `pixel_values`, `torch.FloatTensor` of shape `(batch_size, 3, height, width)`;
+        - `pixel_values`, `torch.ByteTensor` of shape `(batch_size, 3, height, width)`, and `pixel_levels`, what each
+          byte stands for: `normalised` makes numbers of both, on the device. Numbers of your own come as they are;
         - `input_ids` and `attention_mask`, `torch.LongTensor` of shape `(batch_size, sequence_length)`: the long
           captions, padded on the right to the longest of them;
         - `short_input_ids` and `short_attention_mask`: the same of the short captions, padded to their own longest;
@@ -76,7 +79,7 @@ class CaptionCollator:
         short_input_ids, short_attention_mask, _ = self.tokens([short for _, short in captions])
         none = [0] * len(BAD_ROW_CAUSES)
         return {
-            "pixel_values": torch.stack([self._image(row, number) for number, row in enumerate(rows)]),
+            **self._images(rows),
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "short_input_ids": short_input_ids,
@@ -88,6 +91,17 @@ class CaptionCollator:
             **(self.sentence_tokens([long for long, _ in captions]) if self.sentences else {}),
         }
 
+    def _images(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        images = [self._image(row, number) for number, row in enumerate(rows)]
+        kinds = {(image.dtype, tuple(image.shape)) for image in images}
+        if len(kinds) > 1:
+            named = ", ".join(sorted(f"{dtype} of shape {shape}" for dtype, shape in kinds))
+            raise DataError(f"The images of a batch must be of one type and size, got {named}.")
+        pixel_values = torch.stack(images)
+        if pixel_values.dtype != torch.uint8:
+            return {"pixel_values": pixel_values}
+        return {"pixel_values": pixel_values, "pixel_levels": self.pixels.levels}
+
     def _image(self, row: Mapping[str, Any], number: int) -> torch.Tensor:
         image = row.get("image")
         if isinstance(image, torch.Tensor):
@@ -96,19 +110,6 @@ class CaptionCollator:
             return self.pixels(image if isinstance(image, Image.Image) else read_image(image, self.files, MAX_PIXELS))
         except BadRow as bad:
             raise DataError(f"Row {number} of a batch cannot be trained on: {bad}. Mend or remove it.") from bad
-
-    def pixels(self, image: Image.Image) -> torch.Tensor:
-        """`image`, of any mode, as `torch.FloatTensor` of shape `(3, height, width)`."""
-        # Without its format, a picture 3 pixels high would be taken for one whose channels come first.
-        made = self.image_processor(images=to_rgb(image), input_data_format="channels_last", return_tensors="pt")
-        return made["pixel_values"][0]
-
-    @property
-    def image_side(self) -> int | None:
-        """The short side that the processor resizes images to, or None, where it has no such setting."""
-        size = self.image_processor.size
-        sides = [size[name] for name in ("shortest_edge", "height", "width") if name in size]
-        return max(sides) if sides else None
 
     def tokens(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`(input_ids, attention_mask, which captions were cut)`, the first two of shape `(batch_size, longest)`.

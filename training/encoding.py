@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from longclip_hf.errors import TrainingError
+from longclip_hf.training.pixels import normalised
 from modeling_longclip.compat import features
 
 
@@ -38,14 +39,14 @@ def encode(
 
     Args:
         model: a `LongCLIPModel`, or a peft model around one.
-        batch: `pixel_values` and `input_ids`, and with `short` also `short_input_ids`, and their lengths or attention
-            masks; see `lengths_of`.
+        batch: `pixel_values` (with `pixel_levels`, where they are bytes) and `input_ids`, and with `short` also
+            `short_input_ids`, and their lengths or attention masks; see `lengths_of`.
         short: encode the short captions too.
         grouping: makes groups of captions of similar length, each cut to its own longest: `length_groups` of so many.
         chunk_size: rows that are encoded at a time; None for all at once and no cache.
     """
     clip = clip_of(model)
-    image = encode_images(clip, batch["pixel_values"], chunk_size)
+    image = encode_images(clip, batch, chunk_size)
     long = encode_texts(clip, batch["input_ids"], lengths_of(batch), grouping, chunk_size)
     short_texts = None
     if short:
@@ -54,10 +55,11 @@ def encode(
     return Embeddings(image, long, short_texts, clip.logit_scale.float().reshape(()))
 
 
-def encode_images(clip: nn.Module, pixel_values: torch.Tensor, chunk_size: int | None) -> torch.Tensor:
+def encode_images(clip: nn.Module, batch: Mapping[str, Any], chunk_size: int | None) -> torch.Tensor:
     """Image features of shape `(batch_size, projection_dim)`; see `encode`."""
-    chunks = pixel_values.split(chunk_size or len(pixel_values))
-    return torch.cat([_encoded(_image_features, chunk_size, clip, chunk) for chunk in chunks])
+    pixels, levels = batch["pixel_values"], batch.get("pixel_levels")
+    chunks = pixels.split(chunk_size or len(pixels))
+    return torch.cat([_encoded(_image_features, chunk_size, clip, chunk, levels) for chunk in chunks])
 
 
 def lengths_of(batch: Mapping[str, Any], prefix: str = "") -> np.ndarray:
@@ -107,7 +109,8 @@ def encode_texts(
     return torch.cat(encoded)[back]
 
 
-def _image_features(clip: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+def _image_features(clip: Any, pixel_values: torch.Tensor, levels: torch.Tensor | None) -> torch.Tensor:
+    pixel_values = normalised(pixel_values, levels)
     return features(clip.get_image_features(pixel_values=pixel_values)).float()
 
 
@@ -116,7 +119,7 @@ def _text_features(clip: Any, input_ids: torch.Tensor, position_ids: torch.Tenso
 
 
 def _encoded(
-    encoder: Callable[..., torch.Tensor], chunk_size: int | None, clip: nn.Module, *chunk: torch.Tensor
+    encoder: Callable[..., torch.Tensor], chunk_size: int | None, clip: nn.Module, *chunk: torch.Tensor | None
 ) -> torch.Tensor:
     if chunk_size is None or not torch.is_grad_enabled():
         return encoder(clip, *chunk)
@@ -182,6 +185,6 @@ def frozen_copy(clip: Any, images: bool) -> Any:
 @torch.no_grad()
 def encode_original(frozen: Any, batch: Mapping[str, Any], grouping: Grouping, chunk_size: int | None) -> Original:
     """Short captions, where they were before a prefix moved them, and images by a `frozen_copy`; see `encode`."""
-    image = None if frozen.vision_model is None else encode_images(frozen, batch["pixel_values"], chunk_size)
+    image = None if frozen.vision_model is None else encode_images(frozen, batch, chunk_size)
     short = encode_texts(frozen, batch["short_input_ids"], lengths_of(batch, "short_"), grouping, chunk_size)
     return Original(image, short, frozen.logit_scale.float().reshape(()))

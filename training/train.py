@@ -271,7 +271,7 @@ def run(settings: Settings) -> dict[str, float]:
     train_rows, heldout_rows = load_rows(
         settings.data,
         transform=collator.pixels,
-        image_side=collator.image_side,
+        image_side=collator.pixels.side,
         seed=training.seed,
         rank=training.process_index,
         world_size=training.world_size,

@@ -24,11 +24,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoProcessor, CLIPTokenizer, CLIPTokenizerFast
 
+from longclip_hf.errors import DataError
 from longclip_hf.images import to_rgb
 from longclip_hf.training.captions import (
     BAD_ROW_CAUSES,
 )
 from longclip_hf.training.collator import CaptionCollator, even_groups, length_groups
+from longclip_hf.training.pixels import normalised
 from longclip_hf.training.settings import DataArguments
 from longclip_hf.training.sources import load_rows
 
@@ -68,7 +70,7 @@ def test_a_batch_by_hand(clip_folder: Path, processor: Any) -> None:
             row_of(words(6), 30, (1, 1, 0, 0, 0), short=words(3)),
             row_of(words(50), 40),
         ]
-        assert collator.image_side == collator(rows)["pixel_values"].shape[-1]
+        assert collator.pixels.side == collator(rows)["pixel_values"].shape[-1]
         batch = collator(rows)
         assert next(iter(batch)) == "pixel_values"  # the Trainer takes the batch size from the first
         assert batch["input_ids"].tolist() == [
@@ -89,9 +91,9 @@ def test_a_batch_by_hand(clip_folder: Path, processor: Any) -> None:
         assert batch["bad_rows"].tolist() == [[1, 0, 0, 2, 0], [0] * 5, [1, 1, 0, 0, 0], [0] * 5]
         assert batch["lengths"].tolist() == [4, 7, 7, 7] and batch["short_lengths"].tolist() == [3, 3, 5, 3]
         tensors = {name: value for name, value in batch.items() if not name.endswith("lengths")}
-        assert {value.dtype for name, value in tensors.items() if name != "pixel_values"} == {torch.long}
-        reference = processor.image_processor(images=[row["image"] for row in rows], return_tensors="pt")
-        assert torch.equal(batch["pixel_values"], reference["pixel_values"])
+        assert {value.dtype for name, value in tensors.items() if not name.startswith("pixel")} == {torch.long}
+        for row, pixels in zip(rows, batch["pixel_values"], strict=True):
+            assert torch.equal(pixels, collator.pixels(row["image"]))
         assert batch["pixel_values"].shape == (4, 3, 32, 32)
 
 
@@ -112,6 +114,11 @@ def test_pixels_may_be_made_beforehand_and_of_any_mode(processor: Any) -> None:
     row = row_of("a b c")
     made = collator([row | {"image": collator.pixels(row["image"])}])
     assert torch.equal(made["pixel_values"], collator([row])["pixel_values"])
+    numbers = torch.randn(3, 32, 32)
+    own = collator([row | {"image": numbers}])
+    assert torch.equal(own["pixel_values"][0], numbers) and "pixel_levels" not in own
+    with pytest.raises(DataError, match=r"of one type and size, got torch.float32 of shape .*, torch.uint8 of shape"):
+        collator([row, row | {"image": numbers}])
     for mode in ("P", "LA", "CMYK", "I;16", "1", "RGBA"):
         image = Image.new(mode, (50, 40))
         assert torch.equal(collator.pixels(image), collator.pixels(to_rgb(image))), mode
@@ -121,7 +128,7 @@ def test_pixels_may_be_made_beforehand_and_of_any_mode(processor: Any) -> None:
 def test_tiny_images_keep_their_channels(size: tuple[int, int], processor: Any) -> None:
     collator = CaptionCollator(processor.tokenizer, processor.image_processor, 7)
     colour = (250, 120, 10)
-    pixels = collator.pixels(Image.new("RGB", size, colour))
+    pixels = normalised(collator.pixels(Image.new("RGB", size, colour))[None], collator.pixels.levels)[0]
     mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
     expected = (torch.tensor(colour) / 255 - torch.tensor(mean)) / torch.tensor(std)
     assert torch.allclose(pixels, expected[:, None, None].expand(3, 32, 32), atol=1e-5)

@@ -650,7 +650,7 @@ def test_a_step_waits_for_nothing(longclip_folder: Path, tmp_path: Path, case: s
     trainer.add_callback(copies)
     trainer.train()
     assert len(copies.within[0]) > 0  # what is looked for is found
-    each = 1 if case == "share" else 0
+    each = 1 if trainer.args.components < 1 else 0
     assert [len(found) for found in copies.within[1:]] == [each] * 4, copies.within
     assert [len(found) for found in copies.after[:4]] == [0, 3, 0, 3], copies.after
     assert sum("figures.py" in place for place in copies.after[1]) == 1
