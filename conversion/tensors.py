@@ -19,19 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from longclip_hf.errors import ConversionError
+from longclip_hf.weights import DTYPE_NAMES, DTYPES, bytes_of, header_of
 
-# The names of the safetensors format for what CLIP checkpoints hold.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK = 32 * 2**20  # bytes copied between two reports of progress
 # Two file systems, or one that does not copy in the kernel.
 _CANNOT_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
@@ -179,20 +168,13 @@ def write_safetensors(
         dtype: cast floating-point tensors to it; by default each keeps its own.
         on_bytes: called with every number of bytes written.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        target = target_dtype(tensor.dtype, dtype)
-        start, end = end, end + math.prod(tensor.shape) * target.itemsize
-        header[name] = {"dtype": DTYPE_NAMES[target], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
+    layout = {name: (target_dtype(tensor.dtype, dtype), tensor.shape) for name, tensor in tensors.items()}
     with file.open("xb") as stream:
-        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        stream.write(header_of(layout))
         stream.flush()
         for piece in _pieces(tensors, dtype):
             if isinstance(piece, torch.Tensor):
-                stream.write(_bytes(piece))
+                stream.write(bytes_of(piece))
                 stream.flush()
                 on_bytes(piece.nbytes)
             else:
@@ -242,7 +224,3 @@ def _copy_range(source: Path, offset: int, count: int, stream: BinaryIO, on_byte
                 raise ConversionError(f"{source} became shorter while it was read: {count} bytes are missing.")
             offset, count = offset + copied, count - copied
             on_bytes(copied)
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data

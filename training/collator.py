@@ -1,5 +1,6 @@
 """Batches of rows, and their captions in groups of similar length."""
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -51,10 +52,15 @@ class CaptionCollator:
         if tokenizer.pad_token_id is None:
             raise ValueError("The tokenizer has no pad_token. CLIP's own pads with its end-of-text token.")
         self.tokenizer = tokenizer
-        self.pixels = Pixels(image_processor)
+        self.image_processor = image_processor
         self.max_length = max_length
         self.files = files or ImageFiles(None, access="local")
         self.sentences = sentences
+
+    @functools.cached_property
+    def pixels(self) -> Pixels:
+        """What makes bytes of an image."""
+        return Pixels(self.image_processor)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch:

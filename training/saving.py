@@ -1,6 +1,5 @@
 """`SavingTrainer`: transformers' `Trainer` with checkpoints that are whole or not there, and full models each."""
 
-import copy
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from longclip_hf.training.checkpoints import (
     mark_complete,
 )
 from longclip_hf.training.encoding import clip_of
+from longclip_hf.training.merging import save_merged
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import complete_processor
 
@@ -114,8 +114,7 @@ class SavingTrainer(Trainer):
         elif self.args.should_save:
             adapted: Any = self.accelerator.unwrap_model(self.model)
             adapted.save_pretrained(folder / ADAPTERS)
-            # A copy: merging into the weights and out again would not give the same weights.
-            copy.deepcopy(adapted).merge_and_unload().save_pretrained(folder)
+            save_merged(adapted, folder)
         if self.args.should_save and self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 

@@ -20,8 +20,6 @@ from torch import nn
 
 from longclip_hf.conversion import tensors as tensors_module
 from longclip_hf.conversion.tensors import (
-    DTYPE_NAMES,
-    DTYPES,
     StoredTensor,
     read_safetensors,
     read_torch,
@@ -29,6 +27,7 @@ from longclip_hf.conversion.tensors import (
     write_safetensors,
 )
 from longclip_hf.errors import ConversionError
+from longclip_hf.weights import DTYPE_NAMES, DTYPES
 
 NAMES = ["bias", "weight", "scalar", "empty", "half", "brain", "double", "ids", "short_ids", "bytes", "mask"]
 

@@ -183,7 +183,7 @@ def test_shifted_texts_are_encoded_where_they_are(tokenizer: Any, longclip_folde
     from longclip_hf.training.collator import length_groups
 
     with torch.no_grad():
-        got = encode_texts(model, ids, mask, lambda lengths: length_groups(lengths, 2), 2, positions)
+        got = encode_texts(model, ids, batch["short_lengths"], lambda lengths: length_groups(lengths, 2), 2, positions)
         for row, length in enumerate(mask.sum(1).tolist()):
             alone = model.get_text_features(
                 input_ids=ids[row, None, :length], position_ids=positions[row, None, :length]

@@ -1,14 +1,17 @@
 """Checkpoints that are damaged, come from elsewhere, or find no room."""
 
+import copy
 import json
 import pickle
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from trainer_runs import BATCH, make_rows, make_trainer, with_adapters
 
 from longclip_hf.errors import CheckpointError
@@ -23,6 +26,35 @@ def run(longclip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = tmp_path_factory.mktemp("run")
     make_trainer(longclip_folder, output, make_rows(2 * BATCH), **SAVING).train()
     return output
+
+
+# transformers 5 renamed what peft asks for.
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+def test_adapters_are_merged_layer_by_layer(
+    longclip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bits of peft's own merged model, and never more than one layer of it in memory."""
+    trainer = make_trainer(longclip_folder, tmp_path, make_rows(BATCH), adapt=with_adapters, learning_rate=1e-2)
+    trainer.train()
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    copies: list[int] = []
+
+    def counted(module: Any, deepcopy: Any = copy.deepcopy) -> Any:
+        copies.append(sum(parameter.numel() for parameter in module.parameters()))
+        return deepcopy(module)
+
+    monkeypatch.setattr("longclip_hf.training.merging.copy", SimpleNamespace(deepcopy=counted))
+    trainer.save_model(str(tmp_path / "saved"))
+    layers = [module for module in trainer.model.modules() if hasattr(module, "get_base_layer")]
+    assert len(copies) == len(layers)
+    assert max(copies) < sum(parameter.numel() for parameter in trainer.model.parameters()) / 20
+    assert all(tensor.equal(before[name]) for name, tensor in trainer.model.state_dict().items())
+    written = load_file(tmp_path / "saved" / "model.safetensors")
+    expected = copy.deepcopy(trainer.model).merge_and_unload().state_dict()
+    assert written.keys() == expected.keys()
+    assert all(tensor.equal(expected[name]) for name, tensor in written.items())
+    changed = load_file(longclip_folder / "model.safetensors")
+    assert any(not tensor.equal(changed[name]) for name, tensor in written.items())
 
 
 class Program:
