@@ -226,7 +226,6 @@ def test_help_teaches(command: Callable[..., subprocess.CompletedProcess[str]]) 
 SAID = {
     "data_format": ("sharegpt4v", "sharegpt4v"),
     "heldout_rows": (1000, 1000),
-    "first_sentence": ("released", "released"),
     "num_train_epochs": (6, 2),
     "weight_decay": (0.01, 0.01),
     "adam_beta1": (0.9, 0.9),
