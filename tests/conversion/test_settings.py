@@ -82,9 +82,10 @@ def poison(folder: Path) -> list[str]:
     return ["auto_map", "custom_pipelines", "_attn_implementation", "text_config.auto_map", "vision_config.auto_map"]
 
 
+# AutoProcessor reads the image settings too; AutoImageProcessor asks for torchvision in the first releases of 5.
 LOAD = """
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
-for loader in (AutoConfig, AutoTokenizer, AutoImageProcessor, AutoProcessor, AutoModel):
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer
+for loader in (AutoConfig, AutoTokenizer, AutoProcessor, AutoModel):
     print(type(loader.from_pretrained({folder!r}, trust_remote_code=True)).__name__)
 """
 
