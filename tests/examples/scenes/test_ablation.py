@@ -8,18 +8,9 @@ import fork_server
 import pytest
 
 from examples.scenes import ablation
-from examples.scenes.ablation import (
-    COLUMNS,
-    OURS,
-    ROWS,
-    TABLES,
-    Commands,
-    command_lines,
-    curve,
-    difference,
-    main,
-    markdown,
-)
+from examples.scenes.ablation import Commands, main
+from examples.scenes.ablation_rows import COLUMNS, ORIGINAL, OURS, ROWS, STRETCHING_ONLY, TABLES
+from examples.scenes.ablation_summary import command_lines, curve, difference, markdown
 from longclip_hf.results import BenchmarkInfo, EffectiveLength, Model, Results, Score, Value
 
 
@@ -66,7 +57,7 @@ def results(zero_shot: float, hard: float) -> Results:
 def test_tables_hold_mean_and_spread_and_claims_their_interval() -> None:
     ours = {0: results(0.90, 0.50), 1: results(0.92, 0.52), 2: results(0.91, 0.54)}
     long_only = {0: results(0.60, 0.51), 1: results(0.61, 0.52), 2: results(0.62, 0.53)}
-    found = {OURS.name: ours, ablation.STRETCHING_ONLY.name: long_only}
+    found = {OURS.name: ours, STRETCHING_ONLY.name: long_only}
     text = markdown(found)
     assert f"| {OURS.name} | 91.0 ± 1.0 | 52.0 ± 2.0 |" in text and "| 20.0 ± 0.0 | 20.0 ± 0.0 | 3 |" in text
     assert "| PCM keeps more than training on long captions only | zero-shot | +30.0 ± 2.5 | holds |" in text
@@ -76,7 +67,7 @@ def test_tables_hold_mean_and_spread_and_claims_their_interval() -> None:
 
 
 def test_commands_name_every_run_once() -> None:
-    found = {OURS.name: {0: results(1, 1), 1: results(1, 1)}, ablation.ORIGINAL.name: {0: results(1, 1)}}
+    found = {OURS.name: {0: results(1, 1), 1: results(1, 1)}, ORIGINAL.name: {0: results(1, 1)}}
     lines = command_lines(Commands(Path("out"), 2), found).splitlines()
     assert len(lines) == len(set(lines)) == 5 + 1 + 2 * 2 + 1
     assert lines[5].startswith("python conversion/stretch.py ")
@@ -87,7 +78,7 @@ def test_commands_name_every_run_once() -> None:
 def test_one_run_goes_through_and_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablation, "TRAIN_ROWS", 400)
     monkeypatch.setattr(ablation, "TEST_ROWS", {"short": 40, "long": 40, "hard": 40, "classes": 84})
-    monkeypatch.setattr(ablation, "ROWS", [ablation.ORIGINAL, OURS])
+    monkeypatch.setattr(ablation, "ROWS", [ORIGINAL, OURS])
     monkeypatch.setattr(subprocess, "run", fork_server.run)
     monkeypatch.chdir(Path(__file__).parents[3])
     given = ["--output", str(tmp_path / "out"), "--seeds", "0", "--jobs", "1", "--", "--max_steps", "1"]
