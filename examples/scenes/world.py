@@ -101,6 +101,7 @@ SPLITS = {
     "classes": 20 * len(MAINS),
 }
 DETAILS = (5, 6, 7)  # how many flags an ordinary scene has
+TOGETHER = 200  # sets of flags that occur together, the first most often
 LONG_SETTINGS = 8  # pairs of main object and background in the test of long captions
 # Hard scenes come in families that share all flags and differ in where three of them are, which captions tell last:
 # whoever knows what there is and not where, or reads no further, finds one scene in twenty.
@@ -184,12 +185,18 @@ def draw_scene(split: str, index: int, seed: int = 0) -> Scene:
     elif split == "classes":
         setting = (*MAINS[index % len(MAINS)], draws.one_of(tuple(BACKGROUNDS)))
     else:
-        pick = draws.often_the_first if split in ("train", "validation") else draws.one_of
-        frequent = Draws(seed, "frequent")  # the same order in every split
-        setting = (*pick(frequent.shuffled(MAINS)), pick(frequent.shuffled(BACKGROUNDS)))
+        setting = draws.one_of(SETTINGS)
     while True:
+        flags = draws.shuffled(FLAGS)
+        if split in ("train", "validation"):
+            frequent = Draws(seed, "frequent")  # the same order in both
+            setting = (
+                *draws.often_the_first(frequent.shuffled(MAINS)),
+                draws.often_the_first(frequent.shuffled(BACKGROUNDS)),
+            )
+            flags = Draws(seed, "together", draws.often_the_first(range(TOGETHER))).shuffled(FLAGS)
         places = draws.shuffled(PLACES)[: draws.one_of(DETAILS)]
-        scene = Scene(*setting, _details(dict(zip(places, draws.shuffled(FLAGS), strict=False))))
+        scene = Scene(*setting, _details(dict(zip(places, flags, strict=False))))
         if scene.split == split:
             return scene
 
