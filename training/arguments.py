@@ -81,6 +81,13 @@ class LongCLIPTrainingArguments(MethodSettings, TrainingArguments):
             raise ValueError(
                 f"train_length must leave a token between those of begin and end: 3 or more, got {self.train_length}."
             )
+        if self.distinct_short_captions and (not self.needs_short or self.draws_short):
+            raise ValueError(
+                f"distinct_short_captions compares the rows' short captions, and {self.strategy} "
+                + ("draws others at every step." if self.draws_short else "uses none.")
+            )
+        if self.log_retrieved < 0:
+            raise ValueError(f"log_retrieved is a number of captions, 0 for none, got {self.log_retrieved}.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}.")
         for name in ("logit_scale", "min_logit_scale", "max_logit_scale"):

@@ -83,19 +83,20 @@ def report_captions(rows: CaptionRows | CaptionStream, tokenizer: Any, positions
 
 
 def _captions(rows: CaptionRows | CaptionStream) -> Iterator[tuple[str, str]]:
-    for row in _table_rows(rows) if isinstance(rows, CaptionRows) else _stream_rows(rows):
+    for row in text_rows(rows, TABLE_ROWS) if isinstance(rows, CaptionRows) else _stream_rows(rows):
         try:
             yield rows.read.captions(row)
         except BadRow:
             continue
 
 
-def _table_rows(rows: CaptionRows) -> Iterable[Mapping[str, Any]]:
+def text_rows(rows: CaptionRows, most: int | None = None) -> Iterable[Mapping[str, Any]]:
+    """The rows of a table without their images, about `most` of them evenly spaced, or all."""
     columns = {column.partition(".")[0] for column in (rows.read.long_column, rows.read.short_column) if column}
     texts = rows.rows
     if hasattr(texts, "select_columns") and columns <= set(texts.column_names):  # without the images in other columns
         texts = texts.select_columns(sorted(columns))
-    return (texts[at] for at in range(0, len(rows), max(1, len(rows) // TABLE_ROWS)))
+    return (texts[at] for at in range(0, len(rows), max(1, len(rows) // (most or len(rows)))))
 
 
 def _stream_rows(rows: CaptionStream) -> Iterable[Mapping[str, Any]]:

@@ -72,8 +72,8 @@ class CaptionCollator:
         - `short_input_ids` and `short_attention_mask`: the same of the short captions, padded to their own longest;
         - `lengths` and `short_lengths`, `np.ndarray` of shape `(batch_size,)`: tokens of each. They stay on the CPU
           when the tensors go to a device, so that nothing waits for them there;
-        - `bad_rows`, `torch.LongTensor` of shape `(batch_size, len(BAD_ROW_CAUSES))`: rows skipped on the way to each;
-        - `truncated`, `torch.LongTensor` of shape `(batch_size,)`: 1 where the long caption was cut at `max_length`.
+        - `bad_rows`, `np.ndarray` of shape `(batch_size, len(BAD_ROW_CAUSES))`: rows skipped on the way to each;
+        - `truncated`, `np.ndarray` of shape `(batch_size,)`: 1 where the long caption was cut at `max_length`.
 
         and with `sentences`, see `sentence_tokens`, `sentence_ids` and `sentence_numbers`.
 
@@ -92,7 +92,7 @@ class CaptionCollator:
             "short_attention_mask": short_attention_mask,
             "lengths": attention_mask.sum(dim=1).numpy(),
             "short_lengths": short_attention_mask.sum(dim=1).numpy(),
-            "bad_rows": torch.tensor([row.get("bad_rows", none) for row in rows]),
+            "bad_rows": np.array([row.get("bad_rows", none) for row in rows]),
             "truncated": truncated,
             **(self.sentence_tokens([long for long, _ in captions]) if self.sentences else {}),
         }
@@ -117,7 +117,7 @@ class CaptionCollator:
         except BadRow as bad:
             raise DataError(f"Row {number} of a batch cannot be trained on: {bad}. Mend or remove it.") from bad
 
-    def tokens(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def tokens(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
         """`(input_ids, attention_mask, which captions were cut)`, the first two of shape `(batch_size, longest)`.
 
         Raises:
@@ -135,7 +135,7 @@ class CaptionCollator:
         for row, ids in enumerate(cut):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             attention_mask[row, : len(ids)] = 1
-        return input_ids, attention_mask, torch.tensor([int(len(ids) > self.max_length) for ids in encoded])
+        return input_ids, attention_mask, np.array([int(len(ids) > self.max_length) for ids in encoded])
 
     def sentence_tokens(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """`sentence_ids`, the uncut captions from BOS to EOT, padded with EOT to one more than the longest, and

@@ -55,7 +55,7 @@ def with_drawn_captions(inputs: Batch, args: LongCLIPTrainingArguments, place: P
             for row, rng in zip(rows, place.rows(len(rows), "dropout"), strict=True)
         ]
         made |= _batch(kept, ends, length, "", device)
-        made["truncated"] = torch.tensor([int(sum(map(len, row)) + 2 > length) for row in kept], device=device)
+        made["truncated"] = np.array([int(sum(map(len, row)) + 2 > length) for row in kept])
     if args.draws_short:
         which = args.drop_first_sentence, args.sample_sentences, args.shuffle_sentences
         drawn = [

@@ -17,6 +17,9 @@ from longclip_hf.training.watch import Watch
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]  # the sum over processes: every one calls it for the same figures
 
+# Above this share of the variance, coarse features are all but the fine ones. Said after so many logs in a row.
+NEARLY_ALL, LOGS_IN_A_ROW = 0.95, 3
+
 
 class Figures:
     """Running sums of the steps since the last log, on the device, and counts of the whole run.
@@ -31,8 +34,9 @@ class Figures:
         self.bad_rows = torch.zeros(len(BAD_ROW_CAUSES), dtype=torch.long)  # by cause, of all processes
         self.truncated = 0  # long captions cut at the model's length
         self.captions_seen = 0
-        self.sums: dict[str, torch.Tensor | float] = {}  # what the CPU knows stays there
+        self.sums: dict[str, Any] = {}  # what the CPU knows stays there
         self._device = torch.device("cpu")
+        self._nearly_all = 0  # logs in a row
         self.since = 0.0  # when the interval of the next log began
 
     def start(self) -> None:
@@ -66,7 +70,7 @@ class Figures:
         if embeddings.short is not None:
             tokens += lengths_of(inputs, "short_").sum()
         self._device = embeddings.image.device
-        figures: dict[str, torch.Tensor | float] = {
+        figures: dict[str, Any] = {
             "steps": 1.0,
             "images": float(len(embeddings.image)),
             "tokens": float(tokens),
@@ -80,7 +84,7 @@ class Figures:
             figures["loss_distillation"] = terms.distillation.detach()
         if variance_kept is not None:
             figures["variance_kept"] = variance_kept.detach()
-        figures |= {name: inputs[name].float().sum(0) for name in ("bad_rows", "truncated") if name in inputs}
+        figures |= {name: inputs[name].sum(0) for name in ("bad_rows", "truncated") if name in inputs}
         for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0) + value
 
@@ -101,6 +105,18 @@ class Figures:
         figures = {name: value / steps for name, (value,) in sums.items()}
         return figures | {"images_per_second": images / elapsed, "tokens_per_second": tokens / elapsed}
 
+    def nearly_all_kept(self, logs: Mapping[str, float], components: int | float) -> str | None:
+        """What is to be said, once, after some logs in a row in which the components kept nearly all."""
+        kept = logs.get("variance_kept", 0.0)
+        self._nearly_all = self._nearly_all + 1 if kept > NEARLY_ALL else 0
+        if self._nearly_all != LOGS_IN_A_ROW:
+            return None
+        return (
+            f"The primary components keep {100 * kept:.1f} % of the variance (variance_kept), so that coarse features "
+            "are all but the fine ones: primary component matching does next to nothing. Use fewer components "
+            f"(num_components is {components}) or a larger batch."
+        )
+
     def counts(self) -> dict[str, Any]:
         """What `report` says, by all processes so far, those of the steps since the last log included.
 
@@ -120,10 +136,7 @@ class Figures:
         if not self.sums:
             return {}
         values = [
-            value.flatten().float()
-            if isinstance(value, torch.Tensor)
-            else torch.full((1,), value, device=self._device)
-            for value in self.sums.values()
+            torch.as_tensor(value, dtype=torch.float32, device=self._device).flatten() for value in self.sums.values()
         ]
         found = iter(self.reduce(torch.cat(values)).tolist())
         sums = {name: list(islice(found, len(value))) for name, value in zip(self.sums, values, strict=True)}

@@ -16,7 +16,7 @@ from longclip_hf.training.captions import CaptionRows, CaptionStream, shard_rows
 COMPARED = (
     "strategy", "num_components", "components_of", "components_scope", "short_loss_weight", "mixed_length_share",
     "drop_first_sentence", "sample_sentences", "shuffle_sentences", "short_prefix", "sentence_dropout",
-    "distillation", "hard_negative_margin", "keep", "train_length",
+    "distillation", "hard_negative_margin", "keep", "train_length", "distinct_short_captions",
     "label_smoothing_factor", "logit_scale", "min_logit_scale", "max_logit_scale",
     "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs",
     "optim", "optim_args", "learning_rate", "vision_learning_rate", "text_learning_rate", "layer_decay",

@@ -284,6 +284,14 @@ class MethodSettings:
         default=0,
         metadata={"help": "Encode so many images or captions at a time (gradient cache); 0: the whole batch at once."},
     )
+    distinct_short_captions: bool = field(
+        default=False,
+        metadata={"help": "No two rows of a batch, of all processes, have the same short caption. Not for streams."},
+    )
+    log_retrieved: int = field(
+        default=0,
+        metadata={"help": "At every evaluation, log what so many held-out captions find, to a file and TensorBoard."},
+    )
     resume_with_changes: bool = field(
         default=False,
         metadata={"help": "Go on from a checkpoint with other settings than its run's; the next ones record both."},

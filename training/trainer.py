@@ -39,7 +39,9 @@ from longclip_hf.training.figures import Figures, curves, retrieval_metrics
 from longclip_hf.training.gathering import check_processes, world_size
 from longclip_hf.training.losses import LossTerms
 from longclip_hf.training.optimizer import HoldLogitScale, freeze, learning_rates, set_learning_rates
+from longclip_hf.training.retrieved import examples, log_examples
 from longclip_hf.training.run_settings import changes_since, describe_model, describe_run
+from longclip_hf.training.sampling import DistinctSampler, short_captions
 from longclip_hf.training.saving import SavingTrainer, refuse_what_fsdp_cannot_save
 from longclip_hf.training.settings import Strategy
 from longclip_hf.training.step import (
@@ -51,9 +53,6 @@ from longclip_hf.training.step import (
 )
 
 logger = logging.getLogger(__name__)
-
-# Above this share of the variance, coarse features are all but the fine ones. Said after so many logs in a row.
-NEARLY_ALL, LOGS_IN_A_ROW = 0.95, 3
 
 
 class LongCLIPTrainer(SavingTrainer):
@@ -139,7 +138,6 @@ class LongCLIPTrainer(SavingTrainer):
         self._settings: dict[str, Any] = {}  # of the run, and how they were changed on the way
         self._changes: list[dict[str, Any]] = []
         self._batch_of_step = (-1, 0)  # a step, and which of its accumulated batches is at hand
-        self._nearly_all_kept = 0  # logs in a row
         self.add_callback(HoldLogitScale())
         check_processes(self.accelerator.num_processes)
         if train_dataset is not None:
@@ -175,6 +173,7 @@ class LongCLIPTrainer(SavingTrainer):
         self.figures.start()
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        self._hp_search_setup(kwargs.get("trial"))  # the settings of this trial, if it is one
         self._settings = describe_run(self.args, self._model_settings, self.train_dataset, world_size())
         self._changes = []
         if resume_from_checkpoint:
@@ -231,6 +230,8 @@ class LongCLIPTrainer(SavingTrainer):
                 return super().get_train_dataloader()
             finally:
                 self.args.dataloader_drop_last = asked  # the held-out rows are evaluated to the last
+        if self.args.distinct_short_captions:
+            short_captions(self.train_dataset)  # says that a stream has none to look at
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
@@ -247,6 +248,14 @@ class LongCLIPTrainer(SavingTrainer):
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The Trainer's own, or one that repeats no short caption within a batch of all processes."""
+        if not self.args.distinct_short_captions:
+            return super()._get_train_sampler(train_dataset)
+        captions = short_captions(train_dataset or self.train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return DistinctSampler(captions, self._train_batch_size * world_size(), seed)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """See [`~transformers.Trainer.get_eval_dataloader`]."""
         return self._every_row_once(super().get_eval_dataloader(eval_dataset))
@@ -260,6 +269,8 @@ class LongCLIPTrainer(SavingTrainer):
             raise TrainingError(
                 "Several processes would evaluate some rows of a stream twice: give evaluation a table of rows."
             )
+        if self.args.log_retrieved and isinstance(loader.dataset, IterableDataset):
+            raise TrainingError("log_retrieved reads captions again by their rows: give evaluation a table of rows.")
         return loader
 
     # -- the step ------------------------------------------------------------------------------------------------
@@ -348,13 +359,9 @@ class LongCLIPTrainer(SavingTrainer):
         """Adds the losses' parts, the share of variance kept and the speed since the last log to training logs."""
         if self.figures.sums and ("loss" in logs or "train_loss" in logs):  # or of the steps after the last log
             logs |= self.figures.drain()  # every process comes by here at the same steps
-            self._nearly_all_kept = self._nearly_all_kept + 1 if logs.get("variance_kept", 0.0) > NEARLY_ALL else 0
-            if self._nearly_all_kept == LOGS_IN_A_ROW and self.is_world_process_zero():
-                logger.warning(
-                    "The primary components keep %.1f %% of the variance (variance_kept), so that coarse features are "
-                    "all but the fine ones: primary component matching does next to nothing. Use fewer components "
-                    "(num_components is %s) or a larger batch.", 100 * logs["variance_kept"], self.args.components,
-                )  # fmt: skip
+            said = self.figures.nearly_all_kept(logs, self.args.components)
+            if said and self.is_world_process_zero():
+                logger.warning(said)
         super().log(logs, *args, **kwargs)
 
     def report(self) -> str:
@@ -366,10 +373,15 @@ class LongCLIPTrainer(SavingTrainer):
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> Any:
         """See [`~transformers.Trainer.evaluation_loop`]; the speed of training does not count its time."""
         began = self.figures.now()
-        output = super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        if self.args.log_retrieved and self.is_world_process_zero():
+            image, text = (torch.as_tensor(part) for part in output.predictions[:2])
+            found = examples(image, text, dataloader.dataset, self.args.log_retrieved)
+            name, step = kwargs.get("metric_key_prefix", "eval"), self.state.global_step
+            log_examples(found, self.args.output_dir, name, step, self.callback_handler.callbacks)
         self.figures.leave_out(self.figures.now() - began)
         return output
 

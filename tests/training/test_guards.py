@@ -95,7 +95,7 @@ def test_a_run_goes_on_as_what_it_is(longclip_folder: Path, tmp_path: Path) -> N
 
 
 def test_every_setting_of_the_method_is_compared_or_decides_no_weight() -> None:
-    without_effect = {"length_groups", "cache_chunk_size", "resume_with_changes"}
+    without_effect = {"length_groups", "cache_chunk_size", "resume_with_changes", "log_retrieved"}
     assert {field.name for field in fields(MethodSettings)} - set(COMPARED) == without_effect
 
 

@@ -3,8 +3,10 @@
 import io
 import random
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from trainer_runs import BATCH, arguments, make_rows, make_trainer
 from transformers import AutoProcessor, EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_utils import BestRun
 
 from longclip_hf.errors import DataError, TrainingError
 from longclip_hf.training.trainer import LongCLIPTrainer
@@ -231,3 +234,50 @@ def test_a_stream_needs_steps(longclip_folder: Path, tmp_path: Path) -> None:
 def test_no_processor_no_collator(longclip_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="CLIPProcessor"):
         LongCLIPTrainer(LongCLIPModel.from_pretrained(longclip_folder), arguments(tmp_path), make_rows(BATCH))
+
+
+def test_a_search_tries_settings(longclip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that tries three learning rates: each begins with the same model, and records its own settings."""
+    from transformers import hyperparameter_search as search
+
+    tried: dict[float, dict[str, Any]] = {}
+
+    class Three:
+        default_hp_space = None
+
+        @staticmethod
+        def ensure_available() -> None:
+            pass
+
+        def run(self, trainer: LongCLIPTrainer, n_trials: int, direction: str) -> Any:
+            objectives = {}
+            for number, rate in enumerate((1e-9, 1e-3, 1e-2)[:n_trials]):
+                trainer.train(trial={"learning_rate": rate})
+                tried[rate] = trainer.record() | {"model": trainer.model}
+                objectives[number] = trainer.compute_objective(trainer.evaluate())
+            best = max(objectives, key=lambda number: objectives[number])
+            return BestRun(str(best), objectives[best], {})
+
+    # Whose trials are dictionaries; of the package itself, the Trainer asks for the run's name.
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=SimpleNamespace(id="one")))
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)
+    monkeypatch.setitem(search.ALL_HYPERPARAMETER_SEARCH_BACKENDS, search.HPSearchBackend.WANDB, Three)
+    trainer = LongCLIPTrainer(
+        args=arguments(tmp_path),
+        train_dataset=make_rows(BATCH),
+        eval_dataset=make_rows(5, seed=1),
+        processing_class=AutoProcessor.from_pretrained(longclip_folder),
+        model_init=lambda: LongCLIPModel.from_pretrained(longclip_folder),
+    )
+    best = trainer.hyperparameter_search(
+        backend="wandb", n_trials=3, direction="maximize", compute_objective=lambda found: found["eval_mean_t2i_r1"]
+    )
+    assert best.run_id in ("0", "1", "2")
+    assert [record["settings"]["learning_rate"] for record in tried.values()] == [1e-9, 1e-3, 1e-2]
+    assert len({record["settings"]["model"] for record in tried.values()}) == 1
+    before = LongCLIPModel.from_pretrained(longclip_folder).state_dict()
+    moved = [
+        max((value - before[name]).abs().max().item() for name, value in record["model"].state_dict().items())
+        for record in tried.values()
+    ]
+    assert moved[0] < 1e-7 < moved[1] < moved[2]
