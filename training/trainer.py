@@ -316,7 +316,6 @@ class LongCLIPTrainer(SavingTrainer):
         return embeddings
 
     def _grouping(self, lengths: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """Groups of captions of similar length."""
         return (even_groups if self.is_fsdp_enabled else length_groups)(lengths, self.args.length_groups)
 
     def loss_terms(self, embeddings: Embeddings, original: Original | None) -> tuple[LossTerms, torch.Tensor | None]:
