@@ -34,6 +34,13 @@ if TYPE_CHECKING:
         primary_component_loss,
         undistinguished_loss,
     )
+    from longclip_hf.training.sentence_losses import (
+        BoundedLoss,
+        HiMoLoss,
+        LongOnlyLoss,
+        PrimaryComponentLoss,
+        UndistinguishedLoss,
+    )
     from longclip_hf.training.trainer import LongCLIPTrainer
     from modeling_longclip import (
         LongCLIPConfig,
@@ -46,8 +53,10 @@ if TYPE_CHECKING:
 
 # Public name -> where it is, and its name there where that is another.
 _HOMES = {
+    "BoundedLoss": "longclip_hf.training.sentence_losses",
     "CaptionCollator": "longclip_hf.training.collator",
     "Encoder": "longclip_hf.evaluation.encoding",
+    "HiMoLoss": "longclip_hf.training.sentence_losses",
     "LongCLIPConfig": "modeling_longclip",
     "LongCLIPError": "longclip_hf.errors",
     "LongCLIPModel": "modeling_longclip",
@@ -56,6 +65,9 @@ _HOMES = {
     "LongCLIPTextModelWithProjection": "modeling_longclip",
     "LongCLIPTrainer": "longclip_hf.training.trainer",
     "LongCLIPTrainingArguments": "longclip_hf.training.arguments",
+    "LongOnlyLoss": "longclip_hf.training.sentence_losses",
+    "PrimaryComponentLoss": "longclip_hf.training.sentence_losses",
+    "UndistinguishedLoss": "longclip_hf.training.sentence_losses",
     "__version__": "modeling_longclip",
     "blend": "longclip_hf.conversion.blend",
     "bounded_loss": "longclip_hf.training.losses",
@@ -77,11 +89,12 @@ _HOMES = {
     "undistinguished_loss": "longclip_hf.training.losses",
 }
 __all__ = [
-    "CaptionCollator", "Encoder", "LongCLIPConfig", "LongCLIPError", "LongCLIPModel", "LongCLIPTextConfig",
-    "LongCLIPTextModel", "LongCLIPTextModelWithProjection", "LongCLIPTrainer", "LongCLIPTrainingArguments",
-    "__version__", "blend", "bounded_loss", "classification_ranks", "contrastive_loss", "convert", "convert_back",
-    "convert_diffusion", "effective_length", "export", "load_benchmark", "long_only_loss", "primary_component_loss",
-    "primary_components", "read_results", "retrieval_ranks", "stretch", "stretch_positions", "undistinguished_loss",
+    "BoundedLoss", "CaptionCollator", "Encoder", "HiMoLoss", "LongCLIPConfig", "LongCLIPError", "LongCLIPModel",
+    "LongCLIPTextConfig", "LongCLIPTextModel", "LongCLIPTextModelWithProjection", "LongCLIPTrainer",
+    "LongCLIPTrainingArguments", "LongOnlyLoss", "PrimaryComponentLoss", "UndistinguishedLoss", "__version__", "blend",
+    "bounded_loss", "classification_ranks", "contrastive_loss", "convert", "convert_back", "convert_diffusion",
+    "effective_length", "export", "load_benchmark", "long_only_loss", "primary_component_loss", "primary_components",
+    "read_results", "retrieval_ranks", "stretch", "stretch_positions", "undistinguished_loss",
 ]  # fmt: skip
 
 
