@@ -3,8 +3,10 @@
 import hashlib
 import json
 import pickle
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModel, AutoProcessor, CLIPModel
 
 from longclip_hf.errors import EncodingError
+from modeling_longclip import __version__
 
 # `eos_token_id` of configurations older than 2023, for which CLIP pools at the highest id instead.
 _LEGACY_EOS_TOKEN_ID = 2
@@ -134,6 +137,26 @@ def fingerprint_of(model: Any, tokenizer: Any, image_processor: Any) -> str:
     special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side]
     settings = as_json([pixels, sorted(tokenizer.get_vocab().items()), special])
     return hashlib.sha256(b"".join(digests) + settings).hexdigest()
+
+
+def code_of(model: torch.nn.Module, *others: object) -> str:
+    """SHA-256, in hexadecimal, of what computes: Python files that came with a checkpoint and were run, those of
+    `modeling_longclip`, without their folders' names; and the versions of this project, torch, transformers, Pillow.
+    """
+    kinds = {type(part) for part in (*model.modules(), *others)}
+    modules = {base.__module__ for kind in kinds for base in kind.__mro__}
+    packages = {
+        name.rpartition(".")[0] for name in modules if name.startswith(("transformers_modules.", "modeling_longclip."))
+    }
+    files = {
+        Path(file)
+        for name, module in list(sys.modules.items())
+        if name.startswith(tuple(f"{package}." for package in packages))
+        and (file := getattr(module, "__file__", None))
+    }
+    sources = sorted((file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files)
+    versions = [__version__, *map(version, ("torch", "transformers", "pillow"))]
+    return hashlib.sha256(as_json([sources, versions])).hexdigest()
 
 
 def as_json(value: Any) -> bytes:
