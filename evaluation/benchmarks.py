@@ -18,6 +18,8 @@ from longclip_hf.evaluation.sources import Columns, read_source
 
 __all__ = ["BENCHMARKS", "Benchmark", "Classification", "Columns", "ImageFile", "Retrieval", "load_benchmark"]
 
+TEMPLATES_80 = "in the 80 ImageNet templates"
+
 
 def plain_names(classes: Sequence[str]) -> list[str]:
     """The classes' own names, with spaces for underscores."""
@@ -40,6 +42,9 @@ class Benchmark:
     read: Callable[[Path], Any]  # Pairs or Labelled
     names: Callable[[Sequence[str]], Sequence[str]] = plain_names
     templates: Callable[[], Sequence[str]] = imagenet.templates
+    # Of a classification: the words of `caption_rule` that speak of the names, and of the templates.
+    name_words: str = "The name of each class"
+    template_words: str = TEMPLATES_80
 
     def load(
         self, data: Path, *, class_names: Path | None = None, templates: Path | None = None
@@ -80,6 +85,7 @@ class Benchmark:
                 imagenet.read_templates(templates) if templates else self.templates(),
             )
             texts, kind_of_text = len(result.class_names), "classes"
+            result = replace(result, definition=self.definition(class_names, templates, result.templates))
         if (self.images, self.texts) in ((None, None), (len(result.images), texts)):
             return result
         note = (
@@ -87,6 +93,22 @@ class Benchmark:
             f"{self.texts}: not comparable with published figures"
         )
         return replace(result, notes=[note, *result.notes])
+
+    def definition(self, class_names: Path | None, templates: Path | None, used: Sequence[str]) -> str:
+        """What the texts of a classification were: `caption_rule`, or what it is with files of the user's.
+
+        Args:
+            class_names, templates: as of `load`.
+            used: the templates that were used.
+        """
+        rule = self.caption_rule
+        if class_names:
+            rule = rule.replace(self.name_words, f"The user's name of each class ({class_names.name})")
+        if templates:
+            many = "template" if len(used) == 1 else "templates"
+            shown = ", ".join(f"`{template}`" for template in used[:3]) + ", ..." * (len(used) > 3)
+            rule = rule.replace(self.template_words, f"in the user's {len(used)} {many} ({templates.name}: {shown})")
+        return rule
 
     @property
     def _remedy(self) -> str:
@@ -138,8 +160,6 @@ def load_benchmark(
 
 
 # The table
-
-TEMPLATES_80 = "in the 80 ImageNet templates"
 
 BENCHMARKS = {
     benchmark.name: benchmark
@@ -287,6 +307,7 @@ BENCHMARKS = {
             caption_rule=f"open_clip's name of each of the 1000 classes {TEMPLATES_80}.",
             read=readers.imagenet,
             names=imagenet.class_names,
+            name_words="open_clip's name of each of the 1000 classes",
         ),
         Benchmark(
             name="imagenet-v2",
@@ -302,6 +323,7 @@ BENCHMARKS = {
             ),
             read=readers.imagenet_v2,
             names=imagenet.class_names,
+            name_words="open_clip's name of each of the 1000 classes",
         ),
         Benchmark(
             name="imagenet-o",
@@ -318,6 +340,7 @@ BENCHMARKS = {
             ),
             read=readers.imagenet_o,
             names=imagenet.class_names,
+            name_words="open_clip's name of each of its 200 classes",
         ),
         Benchmark(
             name="cifar10",
@@ -347,6 +370,7 @@ BENCHMARKS = {
                 "evaluation."
             ),
             read=partial(readers.cifar, "cifar-100-binary", "cifar-100-python", "test.bin", "fine_label_names.txt", 2),
+            name_words="The name of each fine class, with spaces for underscores",
         ),
         Benchmark(
             name="imagefolder",
@@ -360,6 +384,8 @@ BENCHMARKS = {
             caption_rule="The name of each folder, with spaces for underscores, in `a photo of a {}.`",
             read=readers.class_folders,
             templates=lambda: ["a photo of a {}."],
+            name_words="The name of each folder, with spaces for underscores",
+            template_words="in `a photo of a {}.`",
         ),
     )
 }

@@ -43,6 +43,7 @@ class Classification:
     class_names: Sequence[str]
     templates: Sequence[str]  # with "{}" for the class name
     notes: Sequence[str]
+    definition: str = ""  # what the texts are; empty where the benchmark's own rule says it
 
 
 # What readers give: images with their captions, or with their class and all classes there are.

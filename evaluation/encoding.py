@@ -354,7 +354,7 @@ class Encoder:
         a version changed in more, must not be mixed."""
         config = self.model.config.to_dict()
         parts = [
-            tower, self.fingerprint, self._code, type(self.model).__qualname__, type(self.image_processor).__qualname__,
+            tower, self.fingerprint, self._code, *(type(o).__qualname__ for o in (self.model, self.image_processor)),
             {key: value for key, value in config.items() if key != "_name_or_path"}, self.positions, self.device.type,
         ]  # fmt: skip
         return hashlib.sha256(as_json(parts)).hexdigest()

@@ -92,8 +92,9 @@ def _classification(encoder: Encoder, benchmark: Classification, bootstrap: Boot
     texts = encoder.encode_texts(prompts)
     of_classes = texts.embeds.unflatten(0, (len(benchmark.class_names), len(benchmark.templates)))
     text_embeds = class_embeddings(of_classes)
-    ranks = classification_ranks(image_embeds, text_embeds, torch.tensor(benchmark.labels))
-    measured = measure_classification(ranks, bootstrap)
+    labels = torch.tensor(benchmark.labels)
+    ranks = classification_ranks(image_embeds, text_embeds, labels)
+    measured = measure_classification(ranks, labels, bootstrap)
     return Found(measured, texts.truncated, None, {"i2t": ranks}, image_embeds, text_embeds, torch.tensor([]))
 
 
@@ -108,6 +109,7 @@ def describe(
         notes.append(f"{again} images are byte for byte the same as another")
     if few := int((found.lengths < 5).sum()):  # start and end of text among them
         notes.append(f"captions with fewer than 3 tokens: {few}")
+    definition = known.caption_rule if known else "a source of the user's, all of its rows"
     texts: list[Sequence[Any]]
     if isinstance(benchmark, Retrieval):
         texts = [benchmark.captions, benchmark.image_of]
@@ -115,6 +117,7 @@ def describe(
     else:
         texts = [benchmark.class_names, benchmark.templates, benchmark.labels]
         captions, classes, lengths = None, len(benchmark.class_names), []
+        definition = benchmark.definition or definition
     content = json.dumps([digests, *map(list, texts)]).encode()
     return BenchmarkInfo(
         name=benchmark.name,
@@ -123,7 +126,7 @@ def describe(
         captions=captions,
         classes=classes,
         fingerprint=hashlib.sha256(content).hexdigest(),
-        definition=known.caption_rule if known else "a source of the user's, all of its rows",
+        definition=definition,
         licence=known.licence if known else "the source's own",
         home=known.home if known else benchmark.name,
         notes=notes,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoModel, AutoProcessor, CLIPModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, CLIPModel
 
 from longclip_hf.errors import EncodingError
 from modeling_longclip import __version__
@@ -36,19 +36,29 @@ def find_device(device: str | torch.device | None) -> torch.device | None:
         raise EncodingError(f"There is no device {str(device)!r} here: {str(error).splitlines()[0]}") from error
 
 
+def check_settings(name: str, revision: str | None, trust_remote_code: bool, dtype: Any) -> None:
+    """What can be said of a checkpoint without loading its weights: it is there, and so are its settings.
+
+    Raises:
+        EncodingError: if configuration, tokenizer or image processor are missing, or there is no such dtype.
+    """
+    source, options = _source_of(name, revision, trust_remote_code, dtype)
+    try:
+        AutoConfig.from_pretrained(source, **options)
+    except _PASSED_ON:
+        raise
+    except Exception as error:
+        raise EncodingError(f"{name} cannot be loaded: {_said(error)}") from error
+    _load_processor(name, source, options)
+
+
 def load_model(name: str, revision: str | None, trust_remote_code: bool, dtype: Any) -> tuple[Any, Any]:
     """The model and its processor.
 
     Raises:
         EncodingError: if there is no such checkpoint, or it is incomplete, damaged or no whole CLIP.
     """
-    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise EncodingError(f"There is no dtype {dtype!r}: name one like float32, float16 or bfloat16.")
-    folder = Path(name).expanduser()
-    if folder.is_dir() and revision is not None:
-        raise EncodingError(f"{name} is a folder, and revision {revision!r} is for Hub ids. Leave it out.")
-    source = str(folder) if folder.is_dir() else name
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    source, options = _source_of(name, revision, trust_remote_code, dtype)
     try:
         model, info = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     except _PASSED_ON:
@@ -65,6 +75,21 @@ def load_model(name: str, revision: str | None, trust_remote_code: bool, dtype: 
         raise EncodingError(
             f"{name}: these tensors of {type(model).__name__} are missing: {some(sorted(info['missing_keys']))}"
         )
+    return model, _load_processor(name, source, options)
+
+
+def _source_of(name: str, revision: str | None, trust_remote_code: bool, dtype: Any) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` is called with."""
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise EncodingError(f"There is no dtype {dtype!r}: name one like float32, float16 or bfloat16.")
+    folder = Path(name).expanduser()
+    if folder.is_dir() and revision is not None:
+        raise EncodingError(f"{name} is a folder, and revision {revision!r} is for Hub ids. Leave it out.")
+    source = str(folder) if folder.is_dir() else name
+    return source, {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+
+
+def _load_processor(name: str, source: str, options: dict[str, Any]) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(source, **options)
     except _PASSED_ON:
@@ -76,7 +101,7 @@ def load_model(name: str, revision: str | None, trust_remote_code: bool, dtype: 
             raise EncodingError(
                 f"{name} has no {part}: copy the processor's files from the checkpoint it was made of."
             )
-    return model, processor
+    return processor
 
 
 def _said(error: BaseException) -> str:

@@ -594,6 +594,20 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+@pytest.mark.parametrize("name", [name for name, entry in BENCHMARKS.items() if entry.kind == "classification"])
+def test_the_definition_is_the_one_that_was_used(name: str) -> None:
+    """What is the user's own is named, what is the benchmark's stays."""
+    entry, own = BENCHMARKS[name], (Path("x/names.txt"), Path("x/words.txt"))
+    said = "The user's name of each class (names.txt)", "in the user's 2 templates (words.txt: `a {}`, `the {}`)"
+    assert entry.definition(None, None, ["{}"]) == entry.caption_rule
+    both = entry.definition(*own, ["a {}", "the {}"])
+    assert said[0] in both and said[1] in both and "80" not in both and "open_clip" not in both
+    names, words = entry.definition(own[0], None, ["{}"]), entry.definition(None, own[1], ["a {}", "the {}"])
+    assert said[0] in names and entry.template_words in names
+    assert said[1] in words and entry.name_words in words
+    assert "(words.txt: `{}`)" in entry.definition(None, own[1], ["{}"])
+
+
 def test_importing_costs_nothing() -> None:
     loaded = run_python(
         "import sys, longclip_hf.evaluation.benchmarks; print(*sorted(sys.modules))", fresh=True

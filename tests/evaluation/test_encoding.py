@@ -304,10 +304,15 @@ class TestStore:
             "own = LongCLIPModel.get_text_features\n"
             "LongCLIPModel.get_text_features = lambda self, **inputs: 2 * features(own(self, **inputs))\n"
         )
+        # With the same configuration, transformers would take the class that this process has already.
+        configuration = folder / "configuration_longclip.py"
+        settings = configuration.read_text()
+        configuration.write_text(f"{settings}# edited\n")
         second = make_encoder(folder, store=store, trust_remote_code=True)
         assert second.fingerprint == first.fingerprint and second.model_class == first.model_class
         torch.testing.assert_close(second.encode_texts(["a dog"]).embeds, 2 * before, **CLOSE)
         file.write_text(code)
+        configuration.write_text(settings)
         third = make_encoder(folder, store=store, trust_remote_code=True)
         assert torch.equal(third.encode_texts(["a dog"]).embeds, before) and third.stored["text"] == 1
 
