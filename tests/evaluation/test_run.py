@@ -370,9 +370,9 @@ def test_one_image_has_no_interval_and_no_curve(
 ) -> None:
     """Nor has any number of captions of one image."""
     (tmp_path / "photos").mkdir()
-    rows = make_rows(1)
-    rows[0] |= {f"more{number}": f"{LONG} {number}" for number in range(captions - 1)}
-    imagefolder(rows, tmp_path / "photos")
+    imagefolder(make_rows(1), tmp_path / "photos")
+    row = {"file_name": "0000.png", "caption": "A sign.", **{f"more{n}": f"{LONG} {n}" for n in range(captions - 1)}}
+    (tmp_path / "photos" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     given = [clip_folder, longclip_folder, "--benchmark", tmp_path / "photos", "--output", tmp_path / "out", "--html"]
     given += ["--caption_column", "caption", *(f"more{number}" for number in range(captions - 1)), *QUICK]
     assert run.main([str(word) for word in given]) == 0
