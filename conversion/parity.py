@@ -23,7 +23,7 @@ _TEXTS = (
     "Ünïcödé cafe\u0301, 日本語, Ελλάδα and 🐕",
     "Fish &amp; chips, \u201cfresh\u201d\u2026",
     "  tabs\tand\n\nline\u00a0breaks  ",
-    "Behind it, two people in red jackets carry a wooden boat towards the sea. " * 20,
+    "Behind it, two people in red jackets carry a wooden boat towards the sea. " * 25,
 )
 
 
