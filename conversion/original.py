@@ -355,8 +355,9 @@ def _parser() -> CommandParser:
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
     options = _parser().parse_args(args)
-    forth = ("file", "tokenizer", "keep", "precision", "dtype", "activation", "vision_heads", "image_statistics")
-    forth += ("against",)
+    forth = (
+        "file", "tokenizer", "keep", "precision", "dtype", "activation", "vision_heads", "image_statistics", "against",
+    )  # fmt: skip
     common = {"revision": options.revision, "overwrite": options.overwrite}
 
     def work() -> None:

@@ -219,10 +219,10 @@ def figures(results: "Results") -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     for info in results.benchmarks:
         of_models, name = [scores[info.name, model.name] for model in results.models], Path(info.name).name
-        shown = {"i2t_r1": f"{name}: image to text R@1", "t2i_r1": f"{name}: text to image R@1"}
+        labels = {"i2t_r1": f"{name}: image to text R@1", "t2i_r1": f"{name}: text to image R@1"}
         if info.kind == "classification":
-            shown = {"top1": "zero-shot top-1"}
-        for metric, label in shown.items():
+            labels = {"top1": "zero-shot top-1"}
+        for metric, label in labels.items():
             values = [score.metrics[metric] for score in of_models]
             rows[label] = [shown(v, 1, 100) for v in values]
         curves = [score.effective_length for score in of_models]
