@@ -321,7 +321,7 @@ def distillation_loss(
                 (logit_scale * wanted).log_softmax(-1),
                 reduction="batchmean",
                 log_target=True,
-            )  # fmt: skip
+            )
             for found, wanted in zip(now, before, strict=True)
         ]
     return (divergences[0] + divergences[1]) / 2
