@@ -45,16 +45,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.nn  # the original uses it without importing it
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
+from benchmarks.operations import Batch, matmul_peak, seconds, step_operations, text_sizes
 from examples.random_clip import SIZES, clip_config
 from longclip_hf.sentences import first_sentence
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
-from longclip_hf.training.collator import CaptionCollator, length_groups
+from longclip_hf.training.collator import CaptionCollator
 from longclip_hf.training.trainer import LongCLIPTrainer
 from modeling_longclip import LongCLIPConfig, LongCLIPModel
 
@@ -74,7 +76,6 @@ NAMES = (
     ("position_embedding.weight", "positional_embedding"), ("self_attn.", "attn."), ("layer_norm", "ln_"),
     ("fc1", "c_fc"), ("fc2", "c_proj"),
 )  # fmt: skip
-Batch = dict[str, torch.Tensor]
 
 
 # Captions
@@ -105,7 +106,7 @@ def make_batch(config: LongCLIPConfig, count: int, captions: Path | None, tokeni
     torch.manual_seed(0)
     side = config.vision_config.image_size
     coarse = F.interpolate(2 * torch.randn(count, 3, 4, 4), size=(side, side), mode="bilinear")
-    batch = {"pixel_values": coarse + 0.2 * torch.randn(count, 3, side, side)}
+    batch: Batch = {"pixel_values": coarse + 0.2 * torch.randn(count, 3, side, side)}
     if captions is None:
         vocab_size = config.text_config.vocab_size
         long, short = (random_captions(at_quantiles(values, count, rng), vocab_size) for values in (LONG, SHORT))
@@ -118,6 +119,8 @@ def make_batch(config: LongCLIPConfig, count: int, captions: Path | None, tokeni
         long, short = collator.tokens(texts)[:2], collator.tokens([first_sentence(text) for text in texts])[:2]
     batch["input_ids"], batch["attention_mask"] = long
     batch["short_input_ids"], batch["short_attention_mask"] = short
+    for name in ("", "short_"):
+        batch[f"{name}lengths"] = batch[f"{name}attention_mask"].sum(1).numpy()
     return batch
 
 
@@ -129,6 +132,7 @@ def padded(batch: Batch, pad_token_id: int) -> Batch:
         room = (0, LENGTH - ids.shape[1])
         full[f"{name}input_ids"] = F.pad(ids.where(mask > 0, pad_token_id), room, value=pad_token_id)
         full[f"{name}attention_mask"] = torch.ones_like(full[f"{name}input_ids"])
+        full[f"{name}lengths"] = np.full(len(ids), LENGTH)
     return full
 
 
@@ -208,53 +212,7 @@ def original_step(model: torch.nn.Module, batch: Batch, bf16: bool) -> torch.Ten
     return loss.detach()
 
 
-# Arithmetic
-
-
-def tower_operations(tower: Any, tokens: int, squares: int) -> float:
-    """Of one forward pass; `squares` is the sum of the sequences' squared lengths."""
-    width, mlp = tower.hidden_size, tower.intermediate_size
-    return float(tower.num_hidden_layers * (tokens * (8 * width**2 + 4 * width * mlp) + 4 * squares * width))
-
-
-def text_sizes(batch: Batch, groups: int) -> tuple[int, int]:
-    """Tokens, padding included, and the sum of squared lengths, as `encode_texts` cuts the captions."""
-    tokens = squares = 0
-    for name in ("", "short_"):
-        lengths = batch[f"{name}attention_mask"].sum(1).cpu()
-        order, sizes = length_groups(lengths, groups)
-        for part in lengths[order].split(sizes):
-            tokens += len(part) * int(part.max())
-            squares += len(part) * int(part.max()) ** 2
-    return tokens, squares
-
-
-def step_operations(config: LongCLIPConfig, batch: Batch, groups: int, passes: int) -> float:
-    vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    count = len(batch["pixel_values"])
-    images = tower_operations(vision, count * (patches + 1), count * (patches + 1) ** 2)
-    images += 2 * count * patches * vision.hidden_size * 3 * vision.patch_size**2
-    return passes * (images + tower_operations(config.text_config, *text_sizes(batch, groups)))
-
-
-def matmul_peak(device: str, dtype: torch.dtype) -> float:
-    """Operations per second of one large square product."""
-    side = 8192 if device.startswith("cuda") else 2048
-    first, second = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    best = min(seconds(lambda: first @ second, device) for _ in range(8))
-    return float(2 * side**3 / best)
-
-
 # Measuring
-
-
-def seconds(run: Callable[[], Any], device: str) -> float:
-    began = time.perf_counter()
-    run()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
 
 
 def resident(field: str) -> int:
@@ -297,7 +255,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model: Any = trainer.model
     config = model.config
     batch = make_batch(config, count, options.captions, options.tokenizer)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = {name: part.to(device) if isinstance(part, torch.Tensor) else part for name, part in batch.items()}
     full, zeros = padded(batch, config.text_config.eos_token_id), padded(batch, 0)  # the original pads with 0
     groups, chunk_size = trainer.args.length_groups, options.cache_chunk_size
     steps: dict[str, tuple[Any, Callable[[], torch.Tensor], float]] = {
@@ -356,7 +314,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             module.zero_grad()
     if dist.is_initialized():
         dist.destroy_process_group()
-    long, short = (batch[f"{name}attention_mask"].sum(1).float().mean().item() for name in ("", "short_"))
+    long, short = (float(batch[f"{name}lengths"].mean()) for name in ("", "short_"))
     tokens, _ = text_sizes(batch, groups)
     return {
         "size": options.size, "batch": count, "dtype": options.dtype, "cache_chunk_size": chunk_size,

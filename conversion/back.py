@@ -16,7 +16,9 @@ from longclip_hf.conversion.settings import read_settings
 from longclip_hf.conversion.tensors import as_stored, load_torch, read_safetensors, write_safetensors
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import new_file, new_folder, write_json
-from modeling_longclip.defaults import CLIP_LENGTH, KEEP
+from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH
+
+MLP_RATIO = 4  # of the original's blocks, d_model * 4
 
 
 def convert_back(
@@ -26,8 +28,8 @@ def convert_back(
 
     Args:
         source: a Hub id or folder with both towers of a CLIP or Long-CLIP.
-        output: the new file for `"original"`: both tables of Long-CLIP (or OpenAI's one, for 77 positions), as the
-            released code loads it. The new folder for `"open_clip"`: `open_clip_model.safetensors` with one table, and
+        output: the new file for `"original"`: both tables of Long-CLIP, as its released code loads them, or OpenAI's
+            one, for 77 positions. The new folder for `"open_clip"`: `open_clip_model.safetensors` with one table, and
             `open_clip_config.json`. It appears whole or not at all.
         layout: `"original"` or `"open_clip"`.
         revision: branch, tag or commit of a Hub id.
@@ -60,7 +62,7 @@ def convert_back(
             written = {name: tensor.load() for name, tensor in as_stored(file, load_torch(file)).items()}
             proof = _prove_back(written, checkpoint.tensors, file)
         size = output.stat().st_size
-        advice = f"The released code loads it: longclip.load({str(output)!r})."
+        advice = _loaded_by(output, length)
     else:
         images = read_settings(checkpoint.folder, "preprocessor_config.json")
         config = open_clip_config(checkpoint.config, images)
@@ -89,8 +91,26 @@ def _prove_back(written: Mapping[str, torch.Tensor], source: Mapping[str, Any], 
     return parity.prove_same_tensors(as_stored(file, key_map.to_ours(merged)), source) + ", renamed back"
 
 
+def _loaded_by(file: Path, length: int) -> str:
+    """What loads a file of the original's layout."""
+    if length == LENGTH:
+        return f"The released code loads it: longclip.load({str(file)!r})."
+    if length > CLIP_LENGTH:
+        return (
+            f"The released code is written for {LENGTH} positions and loads no {length}: replace {LENGTH} in its "
+            f"model/model_longclip.py, and longclip.load({str(file)!r}) loads it."
+        )
+    # Not clip.load(file): it tries torch.jit.load first, which reads to the end, where torch.load then finds nothing.
+    return (
+        f"OpenAI's code loads it: clip.model.build_model(torch.load({str(file)!r}, map_location='cpu')). Long-CLIP's "
+        f"longclip.load does not: it wants two tables of {LENGTH} positions."
+    )
+
+
 def _check_released_code(source: str, config: CLIPConfig) -> None:
-    """The original's layout says neither heads nor activation, so only its own can be written in it."""
+    """The original's layout says neither heads nor activation, and its code builds one MLP, so only its own can be
+    written in it.
+    """
     found = []
     for name, tower in (("text", config.text_config), ("image", config.vision_config)):
         if tower.num_attention_heads * layouts.HEAD_WIDTH != tower.hidden_size:
@@ -98,10 +118,15 @@ def _check_released_code(source: str, config: CLIPConfig) -> None:
                 f"{tower.num_attention_heads} {name} heads at width {tower.hidden_size}, not width / "
                 f"{layouts.HEAD_WIDTH}"
             )
+        if tower.intermediate_size != MLP_RATIO * tower.hidden_size:
+            found.append(
+                f"an MLP of {tower.intermediate_size} in the {name} tower, not {MLP_RATIO} x its width "
+                f"{tower.hidden_size}"
+            )
         if tower.hidden_act != "quick_gelu":
             found.append(f"{tower.hidden_act} in the {name} tower, not quick_gelu")
     if found:
         raise ConversionError(
-            f"{source} has {'; '.join(found)}: the original's layout cannot say that, and its code would compute "
-            "something else. Use --to open_clip."
+            f"{source} has {'; '.join(found)}: the original's layout cannot say that, and its code would load "
+            "none of it or compute something else. Use --to open_clip."
         )

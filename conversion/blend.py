@@ -95,7 +95,7 @@ def blend(
             )
     _check_same_model(one, other)
     with new_folder(output, one.nbytes() + 20_000_000, overwrite) as work:
-        folder.write_tokenizer(work, one.folder, first, one.text_config.max_position_embeddings)
+        _, same_ids = folder.write_tokenizer(work, one.folder, first, one.text_config.max_position_embeddings)
         if one.has_image_tower:
             folder.write_image_processor(work, one.folder, first)
         blended, different = {}, 0
@@ -112,7 +112,7 @@ def blend(
         write_safetensors(weights, blended)
         proof = parity.prove_same_tensors(read_safetensors(weights), as_stored(weights, blended))
         read_checkpoint(str(work), stretched=True)  # strict
-        proofs = {"weights": f"{proof} to the blend in memory"}
+        proofs = {"weights": f"{proof} to the blend in memory", "token ids": same_ids}
         _write_card(work, one, other, alpha, proofs)
     return BlendReport(output, alpha, len(blended), different, proofs)
 

@@ -32,6 +32,7 @@ _METRIC_TYPES = {
     "mean_rank": "mean_rank",
     "top1": "accuracy",
     "top5": "top_5_accuracy",
+    "mean_per_class_recall": "mean_per_class_recall",
 }
 _TASKS = {"retrieval": "image-text-retrieval", "classification": "zero-shot-image-classification"}
 
@@ -42,11 +43,11 @@ class Measure:
 
     key: str
     value: float
-    low: float
-    high: float
+    low: float | None  # None where one image has no interval
+    high: float | None
 
     def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        return _with_interval(self.value, self.low, self.high, 1)
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,7 @@ def _evaluation(file: Path, results: Results, model: Model, score: Score) -> Eva
     if score.effective_length is not None:
         for side, direction in DIRECTIONS.items():
             if (tokens := score.effective_length.effective.get(side)) is not None:
-                shown = f"{tokens.value:.0f} [{tokens.low:.0f}, {tokens.high:.0f}]"
+                shown = _with_interval(tokens.value, tokens.low, tokens.high, 0)
                 rows.append((f"{direction}, effective length in tokens", shown))
     counted = "captions" if benchmark.kind == "retrieval" else "classes"
     if counted == "captions":
@@ -340,7 +341,13 @@ def _on_one_line(text: str) -> str:
 
 def _measure(value: Value, key: str) -> Measure:
     scale = 100 if is_share(key) else 1
-    return Measure(key, *(round(scale * part, 4) for part in (value.value, value.low, value.high)))
+    low, high = (None if end is None else round(scale * end, 4) for end in (value.low, value.high))
+    return Measure(key, round(scale * value.value, 4), low, high)
+
+
+def _with_interval(value: float, low: float | None, high: float | None, digits: int) -> str:
+    interval = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f}{interval}"
 
 
 def _metric_type(metric: str) -> str:
@@ -357,7 +364,7 @@ def _index(evaluation: Evaluation) -> list[EvalResult]:
             metric_type=_metric_type(measure.key),
             metric_name=METRICS[measure.key],
             metric_value=measure.value,
-            metric_args={"interval_95": [measure.low, measure.high]},
+            metric_args=None if measure.low is None else {"interval_95": [measure.low, measure.high]},
         )
         for measure in evaluation.measures
     ]

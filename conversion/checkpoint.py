@@ -33,6 +33,7 @@ PROCESSOR_FILES = [
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
+    "added_tokens.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "preprocessor_config.json",

@@ -176,7 +176,7 @@ def export(
 
     # float32 is written in any case, the others are made of it; and each once more on the way.
     with new_folder(output, 4 * checkpoint.nbytes(torch.float32), overwrite, marker=RECORD) as work:
-        eos_token_id = folder.write_tokenizer(work, processor_folder, processor or source, length)
+        eos_token_id, _ = folder.write_tokenizer(work, processor_folder, processor or source, length)
         if text.eos_token_id not in (eos_token_id, 2):  # 2: of before 2023, CLIP pools at the highest id
             raise ConversionError(
                 f"The tokenizer of {processor or source} ends a text with id {eos_token_id}, and {source} expects "

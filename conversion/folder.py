@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
@@ -13,8 +13,9 @@ from transformers import CLIPTokenizerFast, PretrainedConfig
 import longclip_hf
 import modeling_longclip
 from longclip_hf.conversion.hub import CARD_RECORD
+from longclip_hf.conversion.parity import prove_same_ids
 from longclip_hf.conversion.settings import read_settings
-from longclip_hf.errors import ConversionError
+from longclip_hf.errors import ConversionError, ProofError
 from longclip_hf.files import inside, read_json, write_json
 from modeling_longclip.compat import write_slow_tokenizer
 from modeling_longclip.configuration_longclip import AUTO_MAP
@@ -29,6 +30,13 @@ _CARD_PLACES = (
     Path(longclip_hf.__file__).with_name("model_card.md"),  # an installed wheel: setup.py puts it there
     Path(__file__).parents[1] / "model_card.md",  # a checkout
 )
+
+
+class WrittenTokenizer(NamedTuple):
+    """The id of a tokenizer's EOT token, and in words the proof that it gives the ids of its source."""
+
+    eos_token_id: int
+    proof: str
 
 
 def write_config(
@@ -57,7 +65,7 @@ def write_code(folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
+def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> WrittenTokenizer:
     """Writes the fast and the slow tokenizer's files with `model_max_length=length`.
 
     The files are rewritten, not saved by a tokenizer, so that both majors of transformers make the same folder. Only
@@ -65,18 +73,19 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
 
     Args:
         folder: where to write.
-        source: the folder of a CLIP tokenizer: tokenizer.json, or vocab.json and merges.txt, or all three.
+        source: the folder of a CLIP tokenizer: tokenizer.json, or vocab.json and merges.txt, or all three, and
+            added_tokens.json where tokens were added to them.
         name: what the user calls `source`, for errors.
         length: tokens that a truncated text keeps.
 
-    Returns:
-        The id of its EOT token.
-
     Raises:
         ConversionError: if there is no CLIP tokenizer in `source`.
+        ProofError: if what was written gives other ids than `source`.
     """
-    for file in ("vocab.json", "merges.txt", "added_tokens.json"):
+    for file in ("vocab.json", "merges.txt"):
         inside(source, file)
+    added = read_json(inside(source, "added_tokens.json"))
+    built = None
     config = read_settings(source, "tokenizer_config.json")
     special = read_settings(source, "special_tokens_map.json")
     if inside(source, "tokenizer.json").is_file():
@@ -117,18 +126,23 @@ def write_tokenizer(folder: Path, source: Path, name: str, length: int) -> int:
         write_json(folder / "tokenizer_config.json", config)
         write_json(folder / "special_tokens_map.json", tokens)
         write_slow_tokenizer(folder, model)
+        if added:
+            write_json(folder / "added_tokens.json", added)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ConversionError(f"{name}: tokenizer.json is no CLIP tokenizer: {error!r}. Download it again.") from error
     if type(eos_token_id) is not int:
         raise ConversionError(f"{name}: the tokenizer's EOT token {eos!r} is not in its vocabulary.")
     try:
-        CLIPTokenizerFast.from_pretrained(str(folder))
+        written = CLIPTokenizerFast.from_pretrained(str(folder))
+        proof = prove_same_ids(written, built or CLIPTokenizerFast.from_pretrained(str(source)))
+    except ProofError:
+        raise
     except Exception as error:  # of other classes in each version of transformers
         raise ConversionError(
             f"{name}: its tokenizer files make no CLIP tokenizer ({' '.join(repr(error).split())}). Download them "
             "again."
         ) from error
-    return eos_token_id
+    return WrittenTokenizer(eos_token_id, proof)
 
 
 def write_image_processor(folder: Path, source: Path, name: str) -> None:
@@ -178,8 +192,13 @@ def render_card(data: ModelCardData, **values: Any) -> str:
 
 
 def _token(config: dict[str, Any], special: dict[str, Any], key: str, name: str) -> str | None:
-    """A special token: a string, or an object that holds one, in either of the two files."""
-    token = config.get(key) or special.get(key)
+    """A special token: a string, or an object that holds one, in either of the two files.
+
+    Where they differ, as in Stable Diffusion 2 (its map pads with "!"), transformers reads the map, unless
+    tokenizer_config.json is of the later form that lists the added tokens.
+    """
+    first, second = (config, special) if "added_tokens_decoder" in config else (special, config)
+    token = first.get(key) or second.get(key)
     content = token.get("content") if isinstance(token, dict) else token
     if content is not None and not isinstance(content, str):
         raise ConversionError(f"{name}: the tokenizer's {key} is {content!r}, and no text. Download it again.")

@@ -136,6 +136,28 @@ def check_dtypes(source: str, tensors: Mapping[str, torch.Tensor], dtype: str | 
         )
 
 
+def check_statistics(original: Original, named: str | None) -> None:
+    """Whether the mean and standard deviation of the images are known, or named, and not both.
+
+    Those of OpenAI's and of Long-CLIP's are the base model's. OpenCLIP's models were trained with several.
+
+    Raises:
+        ConversionError: if they are neither or both.
+    """
+    is_known = original.two_tables or original.openai or original.open_clip is not None
+    if not is_known and named is None:
+        raise ConversionError(
+            f"{original.source} does not say the mean and standard deviation of its images, and no "
+            f"{OPEN_CLIP_CONFIG} is beside it. Name them: --image-statistics openai for OpenAI's weights and most "
+            "of OpenCLIP's, inception (0.5, 0.5) or imagenet for those that OpenCLIP lists with them."
+        )
+    if is_known and named is not None:
+        raise ConversionError(
+            f"--image-statistics {named}, and the layout or the configuration of {original.source} says them. Leave "
+            "it out."
+        )
+
+
 def stretch_settings(length: int, keep: int, two_tables: bool) -> dict[str, Any]:
     """What the configuration of a Long-CLIP says about its stretch: the authors' own, as far as the length shows."""
     return {

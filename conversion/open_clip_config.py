@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import CLIPConfig
 
+from longclip_hf.conversion.conversions import IMAGE_STATISTICS
 from longclip_hf.conversion.key_map import shortened
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import read_json
@@ -122,18 +123,28 @@ def check_sizes(
         raise ConversionError(f"{OPEN_CLIP_CONFIG} is not that of {source}: {shortened(different)}.")
 
 
-def image_settings(base: Mapping[str, Any], side: int, open_clip: Mapping[str, Any] | None) -> dict[str, Any]:
+def image_settings(
+    base: Mapping[str, Any], side: int, open_clip: Mapping[str, Any] | None, statistics: str | None = None
+) -> dict[str, Any]:
     """`preprocessor_config.json` of a tower for images of `side` pixels.
 
     Args:
-        base: that of the base model, whose mean, std and resampling count where OpenCLIP's configuration is silent.
+        base: that of the base model, whose mean, std and resampling count where nothing else says them.
         side: in pixels, of the square that the image tower sees.
-        open_clip: OpenCLIP's configuration, if there is one.
+        open_clip: OpenCLIP's configuration, if there is one. Where it is silent, OpenCLIP's own defaults count:
+            OpenAI's mean and std, and bicubic.
+        statistics: a name among `IMAGE_STATISTICS`, of mean and std where there is no such configuration.
 
     Raises:
         ConversionError: for preprocessing that CLIP's image processor has not.
     """
-    theirs = (open_clip or {}).get("preprocess_cfg") or {}
+    theirs = dict((open_clip or {}).get("preprocess_cfg") or {})
+    named = statistics or ("openai" if open_clip is not None else None)
+    if named is not None:
+        defaults = dict(zip(("mean", "std"), map(list, IMAGE_STATISTICS[named]), strict=True))
+        theirs = defaults | {name: value for name, value in theirs.items() if value is not None}
+    if open_clip is not None:
+        theirs.setdefault("interpolation", "bicubic")
     resize = theirs.get("resize_mode") or "shortest"
     square = {"height": side, "width": side}
     sizes = {

@@ -5,6 +5,7 @@
     python conversion/original.py longclip-B.pt --output long-clip --tokenizer path/to/clip            # offline
     python conversion/original.py longclip-B.pt --output long-clip --precision as-released --against path/to/Long-CLIP
     python conversion/original.py open_clip_model.safetensors --output clip    # 77 positions: stretch it then
+    python conversion/original.py open_clip_pytorch_model.bin --output clip --activation gelu --image-statistics openai
     python conversion/original.py long-clip --to original --output longclip.pt
     python conversion/original.py long-clip --to open_clip --output open-clip
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longclip_hf.command import CommandParser, consoles, guarded, print_proofs
-from longclip_hf.conversion.conversions import LAYOUTS, ConversionReport
+from longclip_hf.conversion.conversions import IMAGE_STATISTICS, LAYOUTS, ConversionReport
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import new_folder, read_json, write_json
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP
@@ -66,6 +67,7 @@ def convert(
     dtype: str | None = None,
     activation: str | None = None,
     vision_heads: int | None = None,
+    image_statistics: str | None = None,
     against: Path | str | None = None,
     revision: str | None = None,
     overwrite: bool = False,
@@ -83,6 +85,8 @@ def convert(
         dtype: `"float32"`, `"float16"` or `"bfloat16"` for all tensors; needed where the source mixes them.
         activation: `"quick_gelu"` or `"gelu"`, where neither layout nor configuration says it.
         vision_heads: heads of the image tower, where neither its size nor a configuration says it.
+        image_statistics: `"openai"`, `"imagenet"` or `"inception"`: the mean and standard deviation of the images that
+            the model was trained on, where neither layout nor configuration says it.
         against: a checkout of the original, to compare features with.
         revision: branch, tag or commit of a Hub id.
         overwrite: replace an existing `output`.
@@ -95,12 +99,17 @@ def convert(
 
     from longclip_hf.conversion import folder, key_map, layouts, parity
     from longclip_hf.conversion.checkpoint import find_folder, read_checkpoint
-    from longclip_hf.conversion.open_clip_config import image_settings
+    from longclip_hf.conversion.open_clip_config import OPEN_CLIP_CONFIG
+    from longclip_hf.conversion.open_clip_config import image_settings as settings_of
     from longclip_hf.conversion.tensors import as_stored, read_safetensors, write_safetensors
     from modeling_longclip import LongCLIPConfig
     from modeling_longclip.configuration_longclip import AUTO_MAP
 
-    for name, value, known in (("precision", precision, PRECISIONS), ("dtype", dtype, (None, *DTYPES))):
+    for name, value, known in (
+        ("precision", precision, PRECISIONS),
+        ("dtype", dtype, (None, *DTYPES)),
+        ("image_statistics", image_statistics, (None, *IMAGE_STATISTICS)),
+    ):
         if value not in known:
             raise ConversionError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}.")
     output = Path(output)
@@ -120,6 +129,7 @@ def convert(
     if dtype is not None:
         meant = {name: tensor.to(getattr(torch, dtype)) for name, tensor in meant.items()}
     config: CLIPConfig = layouts.clip_config(replace(original, tensors=meant), activation, vision_heads)
+    layouts.check_statistics(original, image_statistics)
     length = config.text_config.max_position_embeddings
     is_long = two_tables or length > CLIP_LENGTH
     if is_long:
@@ -135,7 +145,7 @@ def convert(
     ours = key_map.to_ours(meant)
     nbytes = sum(tensor.nbytes for tensor in ours.values())
     with new_folder(output, nbytes + 20_000_000, overwrite) as work:
-        eos_token_id = folder.write_tokenizer(work, processor_folder, processor, length)
+        eos_token_id, same_ids = folder.write_tokenizer(work, processor_folder, processor, length)
         if eos_token_id != config.text_config.eos_token_id:
             raise ConversionError(
                 f"The tokenizer of {processor} ends a text with id {eos_token_id}, and {original.source} with its "
@@ -144,7 +154,8 @@ def convert(
         folder.write_image_processor(work, processor_folder, processor)
         settings = work / "preprocessor_config.json"
         side = config.vision_config.image_size
-        write_json(settings, image_settings(read_json(settings), side, original.open_clip))
+        images = settings_of(read_json(settings), side, original.open_clip, image_statistics)
+        write_json(settings, images)
         folder.write_config(work, config, "CLIPModel", dict(AUTO_MAP) if is_long else None)
         if is_long:
             folder.write_code(work)
@@ -157,6 +168,7 @@ def convert(
             "names": f"{len(original.tensors)} tensors of the file make the {len(written)} that config.json asks for",
             "values": parity.prove_same_tensors(as_stored(work, back), as_stored(original.file, meant))
             + ", renamed back",
+            "token ids": same_ids,
         }
         if two_tables:
             proofs["two tables"] = parity.prove_merged_tables(
@@ -177,6 +189,7 @@ def convert(
             license_ = _carry_card(work, original)
         size = sum(file.stat().st_size for file in work.iterdir())
     text, vision = config.text_config, config.vision_config
+    said_by = image_statistics or (f"by {OPEN_CLIP_CONFIG}" if original.open_clip else f"of {processor}")
     layout = "Long-CLIP's two tables" if two_tables else "OpenCLIP's" if original.open_clip else "one table"
     return ConversionReport(
         output=output,
@@ -185,6 +198,7 @@ def convert(
             "output": str(output),
             "positions": f"{length}, {keep} kept" if is_long else f"{length}",
             "image": f"{side} px, patches of {vision.patch_size} px",
+            "image mean, std": f"{images.get('image_mean')}, {images.get('image_std')} ({said_by})",
             "heads": f"{text.num_attention_heads} text, {vision.num_attention_heads} image",
             "activation": text.hidden_act,
             "tokenizer": processor,
@@ -325,6 +339,11 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--vision-heads", type=int, help="of the image tower, where its size leaves them open")
     parser.add_argument(
+        "--image-statistics", choices=tuple(IMAGE_STATISTICS),
+        help="mean and standard deviation of its images (inception: 0.5 and 0.5), where neither the file nor "
+        "an open_clip_config.json says them",
+    )  # fmt: skip
+    parser.add_argument(
         "--against", type=Path, metavar="CHECKOUT",
         help="also compare features with the original's code in this folder. The code in it is run",
     )  # fmt: skip
@@ -336,7 +355,9 @@ def _parser() -> CommandParser:
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
     options = _parser().parse_args(args)
-    forth = ("file", "tokenizer", "keep", "precision", "dtype", "activation", "vision_heads", "against")
+    forth = (
+        "file", "tokenizer", "keep", "precision", "dtype", "activation", "vision_heads", "image_statistics", "against",
+    )  # fmt: skip
     common = {"revision": options.revision, "overwrite": options.overwrite}
 
     def work() -> None:
@@ -353,7 +374,8 @@ def main(args: list[str] | None = None) -> int:
             report = convert(
                 options.source, options.output, file_name=options.file, tokenizer=options.tokenizer, keep=options.keep,
                 precision=options.precision or PRECISIONS[0], dtype=options.dtype, activation=options.activation,
-                vision_heads=options.vision_heads, against=options.against, **common,
+                vision_heads=options.vision_heads, image_statistics=options.image_statistics, against=options.against,
+                **common,
             )  # fmt: skip
         _print_report(console, report)
 

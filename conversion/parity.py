@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, PreTrainedTokenizerBase
 
 from longclip_hf.conversion.positions import arithmetic_dtype
 from longclip_hf.conversion.tensors import StoredTensor, target_dtype
@@ -14,6 +14,17 @@ from longclip_hf.errors import ProofError
 from modeling_longclip.compat import text_transformer
 
 _CHUNK = 8 * 2**20  # bytes compared at a time
+# What tokenizers differ in: nothing at all, capitals, contractions, digits, accents, other scripts, entities, quotes,
+# space, and a text that CLIP would cut.
+_TEXTS = (
+    "",
+    "A brown dog runs along the beach, and SHAKES the water out of its fur.",
+    "It's 42 o'clock -- isn't it?!",
+    "Ünïcödé cafe\u0301, 日本語, Ελλάδα and 🐕",
+    "Fish &amp; chips, \u201cfresh\u201d\u2026",
+    "  tabs\tand\n\nline\u00a0breaks  ",
+    "Behind it, two people in red jackets carry a wooden boat towards the sea. " * 25,
+)
 
 
 def prove_same_tensors(
@@ -52,6 +63,27 @@ def prove_same_tensors(
         )
     nbytes = sum(tensor.nbytes for tensor in source.values())
     return f"{len(source)} tensors, {nbytes / 1e6:,.1f} MB, {_identical(dtype)}"
+
+
+def prove_same_ids(written: PreTrainedTokenizerBase, source: PreTrainedTokenizerBase) -> str:
+    """The `written` tokenizer gives the ids of the `source` for a set of texts, among them one with each added token.
+
+    Returns:
+        The proof in words.
+
+    Raises:
+        ProofError: naming the first text that gets other ids.
+    """
+    added = sorted({*source.get_added_vocab(), *written.get_added_vocab()})
+    texts = [*_TEXTS, *(f"A photo of {token} beside another{token}s" for token in added)]
+    ours, theirs = (tokenizer(texts, verbose=False)["input_ids"] for tokenizer in (written, source))
+    different = [text for text, one, other in zip(texts, ours, theirs, strict=True) if one != other]
+    if different:
+        raise ProofError(
+            f"The tokenizer that was written gives {len(different)} of {len(texts)} texts other ids than its source, "
+            f"the first of them {different[0]!r:.120}."
+        )
+    return f"equal ids to the source's for {len(texts)} texts, with each of {len(added)} added tokens"
 
 
 def prove_kept_rows(written: torch.Tensor, source: torch.Tensor, keep: int, dtype: torch.dtype | None = None) -> str:

@@ -20,7 +20,7 @@ _KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation\w*|kernel_config")
 _CLASS_KEYS = re.compile(r"\w*(_class|_type|_class_name)|architectures")
 _ELSEWHERE = re.compile(r"[\w.-]+(/[\w.-]+)?--[\w./-]+")
 # Whose keys and values are tokens, which may be called like anything.
-VOCABULARIES = ("tokenizer.json", "vocab.json")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json")
 _OWN_MODULES = tuple({place.split(".")[0] for place in AUTO_MAP.values()})
 
 

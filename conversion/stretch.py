@@ -131,7 +131,7 @@ def stretch(
     report_bytes, finish = _reporter(progress, "Copying", nbytes)
     with new_folder(output, nbytes + new_table.nbytes + 20_000_000, overwrite) as work:
         began = time.perf_counter()
-        eos_token_id = folder.write_tokenizer(work, processor_folder, processor or source, length)
+        eos_token_id, same_ids = folder.write_tokenizer(work, processor_folder, processor or source, length)
         text = checkpoint.text_config
         if eos_token_id >= text.vocab_size or text.eos_token_id not in (eos_token_id, 2):  # 2: see below
             raise ConversionError(
@@ -181,6 +181,7 @@ def stretch(
             "stretched rows": parity.prove_formula(table, old_table, keep, ratio, arithmetic),
             "other tensors": same_tensors,
             "short texts": short_texts.result(),
+            "token ids": same_ids,
         }
         finish()
         _write_card(work, checkpoint, config, dtype, proofs)

@@ -1,4 +1,4 @@
-"""Benchmarks by name, and of any source of images with captions.
+"""Benchmarks by name, by folder, and of any source that the library `datasets` reads.
 
 `load_benchmark` gives images and captions (`Retrieval`), or images and classes (`Classification`). Nothing is decoded
 here, and nothing is left out without being counted in `notes`. docs/benchmarks.md is the table of `BENCHMARKS`.
@@ -13,20 +13,12 @@ from typing import Any, Literal
 
 from longclip_hf.errors import BenchmarkError, JSONListError
 from longclip_hf.evaluation import imagenet, readers
-from longclip_hf.evaluation.data import (
-    Classification,
-    ImageFile,
-    LeftOut,
-    Retrieval,
-    classification,
-    retrieval,
-    without_unreadable,
-)  # fmt: skip
+from longclip_hf.evaluation.data import Classification, ImageFile, Retrieval, classification, retrieval
 from longclip_hf.evaluation.sources import Columns, read_source
 
-__all__ = [
-    "BENCHMARKS", "Benchmark", "Classification", "Columns", "ImageFile", "LeftOut", "Retrieval", "load_benchmark",
-]  # fmt: skip
+__all__ = ["BENCHMARKS", "Benchmark", "Classification", "Columns", "ImageFile", "Retrieval", "load_benchmark"]
+
+TEMPLATES_80 = "in the 80 ImageNet templates"
 
 
 def plain_names(classes: Sequence[str]) -> list[str]:
@@ -50,19 +42,16 @@ class Benchmark:
     read: Callable[[Path], Any]  # Pairs or Labelled
     names: Callable[[Sequence[str]], Sequence[str]] = plain_names
     templates: Callable[[], Sequence[str]] = imagenet.templates
+    # Of a classification: the words of `caption_rule` that speak of the names, and of the templates.
+    name_words: str = "The name of each class"
+    template_words: str = TEMPLATES_80
 
     def load(
-        self,
-        data: Path,
-        *,
-        class_names: Path | None = None,
-        templates: Path | None = None,
-        left_out: LeftOut | None = None,
+        self, data: Path, *, class_names: Path | None = None, templates: Path | None = None
     ) -> Retrieval | Classification:
         """
         Args:
             data: the folder that the downloads were unpacked in.
-            left_out: takes the images that are missing; without it they are an error.
             class_names: lines of `class<TAB>name`, for a classification with other names than its own.
             templates: lines with one `{}`, for one with other templates.
 
@@ -77,7 +66,6 @@ class Benchmark:
             )
         try:
             found = self.read(data.expanduser())
-            found = self._there(found, left_out or LeftOut())
         except readers.NotThere as error:
             raise BenchmarkError(f"{self.title}: {error}. {self._remedy}") from error
         except (KeyError, IndexError, TypeError, AttributeError, JSONListError) as error:
@@ -97,6 +85,7 @@ class Benchmark:
                 imagenet.read_templates(templates) if templates else self.templates(),
             )
             texts, kind_of_text = len(result.class_names), "classes"
+            result = replace(result, definition=self.definition(class_names, templates, result.templates))
         if (self.images, self.texts) in ((None, None), (len(result.images), texts)):
             return result
         note = (
@@ -105,18 +94,21 @@ class Benchmark:
         )
         return replace(result, notes=[note, *result.notes])
 
-    def _there(self, found: Any, left_out: LeftOut) -> Any:
-        """What was found without the images that are missing."""
-        pairs = list(found if self.kind == "retrieval" else found.images)
-        missing = [image for image, _ in pairs if not image.is_there]
-        if missing and (not left_out.skip or len(missing) == len(pairs)):
-            raise readers.NotThere(
-                f"{len(missing)} of {len(pairs)} images are missing, the first is {missing[0].name}"
-            )
-        for image in missing:
-            left_out.add(image.name, "missing", f"there is no image {image.name}.")
-        there = [pair for pair in pairs if pair[0].is_there]
-        return there if self.kind == "retrieval" else replace(found, images=there)
+    def definition(self, class_names: Path | None, templates: Path | None, used: Sequence[str]) -> str:
+        """What the texts of a classification were: `caption_rule`, or what it is with files of the user's.
+
+        Args:
+            class_names, templates: as of `load`.
+            used: the templates that were used.
+        """
+        rule = self.caption_rule
+        if class_names:
+            rule = rule.replace(self.name_words, f"The user's name of each class ({class_names.name})")
+        if templates:
+            many = "template" if len(used) == 1 else "templates"
+            shown = ", ".join(f"`{template}`" for template in used[:3]) + ", ..." * (len(used) > 3)
+            rule = rule.replace(self.template_words, f"in the user's {len(used)} {many} ({templates.name}: {shown})")
+        return rule
 
     @property
     def _remedy(self) -> str:
@@ -130,19 +122,17 @@ def load_benchmark(
     *,
     class_names: Path | None = None,
     templates: Path | None = None,
-    left_out: LeftOut | None = None,
 ) -> Retrieval | Classification:
-    """A benchmark by its name, or a retrieval benchmark made of any source of images with captions.
+    """A benchmark by its name, or a retrieval benchmark made of a source that `datasets` reads.
 
     Args:
-        source: one of `BENCHMARKS`; or a folder, a file or a Hub id that `longclip_hf.sources.open_source` reads.
+        source: one of `BENCHMARKS`; or a folder saved by `datasets`, a folder that it recognises (such as images with
+            a metadata.jsonl), a parquet, JSON or CSV file, or a Hub id.
         data: the folder that a named benchmark's downloads were unpacked in; for a source with paths of images,
             where relative ones begin (by default, beside the file).
-        columns: of a source, where they are not obvious.
+        columns: of a source, where they are not `image` and `caption`.
         class_names: a file with lines of `class<TAB>name`, for a classification with other names than its own.
         templates: a file with one template in a line, for one with other templates.
-        left_out: `LeftOut(skip=True)` takes rows that cannot be read, of which unreadable images are found by decoding
-            all; without it they are errors, unreadable images at encoding.
 
     Raises:
         BenchmarkError: for a name that nobody knows, a missing file, a column that is not there, or data that does not
@@ -161,22 +151,15 @@ def load_benchmark(
                 + (f"; {near[0]!r} is the nearest name" if near else "")
                 + f". Benchmarks: {', '.join(BENCHMARKS)}."
             )
-        left_out = left_out or LeftOut()
-        found = read_source(source, data, columns or Columns(), left_out)
-        return without_unreadable(found, left_out) if left_out.skip else found
+        return read_source(source, data, columns or Columns())
     if columns is not None:
         raise BenchmarkError(f"{benchmark.title} has no columns to choose: leave them out.")
     if data is None:
         raise BenchmarkError(f"{benchmark.title} needs --data. {benchmark._remedy}")
-    loaded = benchmark.load(data, class_names=class_names, templates=templates, left_out=left_out)
-    if left_out is not None and left_out.skip and isinstance(loaded, Retrieval):
-        return without_unreadable(loaded, left_out)
-    return loaded
+    return benchmark.load(data, class_names=class_names, templates=templates)
 
 
 # The table
-
-TEMPLATES_80 = "in the 80 ImageNet templates"
 
 BENCHMARKS = {
     benchmark.name: benchmark
@@ -324,6 +307,7 @@ BENCHMARKS = {
             caption_rule=f"open_clip's name of each of the 1000 classes {TEMPLATES_80}.",
             read=readers.imagenet,
             names=imagenet.class_names,
+            name_words="open_clip's name of each of the 1000 classes",
         ),
         Benchmark(
             name="imagenet-v2",
@@ -339,6 +323,7 @@ BENCHMARKS = {
             ),
             read=readers.imagenet_v2,
             names=imagenet.class_names,
+            name_words="open_clip's name of each of the 1000 classes",
         ),
         Benchmark(
             name="imagenet-o",
@@ -355,6 +340,7 @@ BENCHMARKS = {
             ),
             read=readers.imagenet_o,
             names=imagenet.class_names,
+            name_words="open_clip's name of each of its 200 classes",
         ),
         Benchmark(
             name="cifar10",
@@ -384,6 +370,7 @@ BENCHMARKS = {
                 "evaluation."
             ),
             read=partial(readers.cifar, "cifar-100-binary", "cifar-100-python", "test.bin", "fine_label_names.txt", 2),
+            name_words="The name of each fine class, with spaces for underscores",
         ),
         Benchmark(
             name="imagefolder",
@@ -397,6 +384,8 @@ BENCHMARKS = {
             caption_rule="The name of each folder, with spaces for underscores, in `a photo of a {}.`",
             read=readers.class_folders,
             templates=lambda: ["a photo of a {}."],
+            name_words="The name of each folder, with spaces for underscores",
+            template_words="in `a photo of a {}.`",
         ),
     )
 }

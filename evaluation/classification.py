@@ -72,3 +72,28 @@ def accuracy(ranks: Ranks, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
         `top1`, `top5` (or as `ks` says) within 0 ... 1; `tied`, how many images have a class tied with a wrong one.
     """
     return {**{f"top{k}": ranks.recall(k) for k in ks}, "tied": float((ranks.tied > 0).sum())}
+
+
+def mean_per_class_recall(right: torch.Tensor, labels: torch.Tensor) -> float:
+    """The mean over classes of the share of a class's images that are right: each class counts once, however large.
+
+    Classes without an image are left out. Where all have equally many images it is the top-1 accuracy.
+
+    References:
+        Radford et al. 2021 (arXiv 2103.00020), table 9 ("mean per class").
+
+    Args:
+        right: of shape `(images,)`, whether each image is right: `classification_ranks(...).hits(1)`.
+        labels: integers of shape `(images,)`, from 0 on.
+
+    Returns:
+        Within 0 ... 1.
+
+    Example:
+        >>> mean_per_class_recall(torch.tensor([True, True, True, False]), torch.tensor([0, 0, 0, 1]))
+        0.5
+    """
+    labels = labels.to(right.device)
+    counts = labels.bincount()
+    recall = right.double().new_zeros(len(counts)).index_add_(0, labels, right.double()) / counts
+    return recall[counts > 0].mean().item()

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +30,7 @@ from longclip_hf.evaluation.feature_store import FeatureStore
 from longclip_hf.evaluation.loading import (
     as_json,
     check_eot,
+    code_of,
     commit_of,
     find_device,
     fingerprint_of,
@@ -146,6 +146,7 @@ class Encoder:
         self.model_class = type(self.model).__name__
         self.dtype = str(self.model.dtype).removeprefix("torch.")
         self.fingerprint = fingerprint_of(self.model, self.tokenizer, self.image_processor)
+        self._code = code_of(self.model, self.tokenizer, self.image_processor)  # now: files can change later
         self.model.to(self.device).eval()
         self.store = store
         on_cpu = self.device.type == "cpu"
@@ -349,13 +350,12 @@ class Encoder:
         return whole.cpu().view(torch.float32)
 
     def _space(self, tower: Tower) -> str:
-        """What the features of a tower depend on beside a row's content, as a hash. Devices and versions differ in the
-        last digits, and in more where a version changes what is computed: they must not be mixed."""
+        """A hash of what features depend on beside a row's content. What differs in the last digits, and where code or
+        a version changed in more, must not be mixed."""
         config = self.model.config.to_dict()
         parts = [
-            tower, self.fingerprint, type(self.model).__qualname__, type(self.image_processor).__qualname__,
+            tower, self.fingerprint, self._code, *(type(o).__qualname__ for o in (self.model, self.image_processor)),
             {key: value for key, value in config.items() if key != "_name_or_path"}, self.positions, self.device.type,
-            *map(version, ("torch", "transformers")),
         ]  # fmt: skip
         return hashlib.sha256(as_json(parts)).hexdigest()
 

@@ -15,7 +15,12 @@ from typing import Any
 
 import torch
 
-from longclip_hf.evaluation.classification import accuracy, class_embeddings, classification_ranks
+from longclip_hf.evaluation.classification import (
+    accuracy,
+    class_embeddings,
+    classification_ranks,
+    mean_per_class_recall,
+)
 from longclip_hf.evaluation.effective_length import effective_length
 from longclip_hf.evaluation.intervals import bootstrap_interval
 from longclip_hf.evaluation.retrieval import Ranks, retrieval_ranks, summary
@@ -39,12 +44,13 @@ Args:
         which has the shape (classes, templates, projection_dim).
     effective_length, a row per query: hits, one for each of the argument lengths, and image_of, its image.
     ks (retrieval and classification): the cut-offs.
-    tolerance (effective_length): R@1 that does not count as growth.
+    slow (effective_length): the share of the whole curve's pace that counts as slow.
     resamples, level, seed: of the bootstrap.
 
 Returns:
     dict: for retrieval the figures of evaluation.retrieval.summary, after i2t_ and t2i_; for classification those of
-    evaluation.classification.accuracy; effective_length in tokens and r1_at_10 ...; bounds end in _low and _high.
+    evaluation.classification.accuracy and mean_per_class_recall; effective_length in tokens (None where R@1 does not
+    rise) and r1_at_10 ...; bounds end in _low and _high.
 """
 
 
@@ -89,11 +95,13 @@ class LongCLIPMetric(evaluate.Metric):
         ranks = classification_ranks(
             torch.tensor(image_embeds), class_embeddings(torch.as_tensor(text_embeds)), torch.as_tensor(labels)
         )
-        return {**accuracy(ranks, ks), **_bounds("top", ranks, ks, None, bootstrap)}
+        per_class = mean_per_class_recall(ranks.hits(1), torch.as_tensor(labels))
+        figures = {**accuracy(ranks, ks), "mean_per_class_recall": per_class}
+        return {**figures, **_bounds("top", ranks, ks, None, bootstrap)}
 
     def _effective_length(self, hits: Any, image_of: Any, lengths: Sequence[int], **options: Any) -> dict[str, Any]:
         curve = effective_length(torch.tensor(hits).T, lengths, torch.as_tensor(image_of), **options)
-        value, low, high = curve.effective
+        value, low, high = curve.effective or (None, None, None)
         return {
             "effective_length": value,
             "effective_length_low": low,

@@ -7,13 +7,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from longclip_hf.evaluation.benchmarks import Benchmark, Classification, ImageFile, Retrieval
+from longclip_hf.evaluation.benchmarks import Benchmark, Classification, Retrieval
 from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
 from longclip_hf.evaluation.effective_length import default_lengths
 from longclip_hf.evaluation.encoding import Encoder
@@ -27,7 +26,7 @@ from longclip_hf.evaluation.scores import (
     measure_retrieval,
     most_similar,
 )
-from longclip_hf.images import decode_image, is_rescaled
+from longclip_hf.images import decode_image
 from longclip_hf.results import BenchmarkInfo, Direction, EffectiveLength
 
 if TYPE_CHECKING:
@@ -93,8 +92,9 @@ def _classification(encoder: Encoder, benchmark: Classification, bootstrap: Boot
     texts = encoder.encode_texts(prompts)
     of_classes = texts.embeds.unflatten(0, (len(benchmark.class_names), len(benchmark.templates)))
     text_embeds = class_embeddings(of_classes)
-    ranks = classification_ranks(image_embeds, text_embeds, torch.tensor(benchmark.labels))
-    measured = measure_classification(ranks, bootstrap)
+    labels = torch.tensor(benchmark.labels)
+    ranks = classification_ranks(image_embeds, text_embeds, labels)
+    measured = measure_classification(ranks, labels, bootstrap)
     return Found(measured, texts.truncated, None, {"i2t": ranks}, image_embeds, text_embeds, torch.tensor([]))
 
 
@@ -107,10 +107,9 @@ def describe(
     again = sum(count for count in Counter(digests).values() if count > 1)
     if again:
         notes.append(f"{again} images are byte for byte the same as another")
-    if deep := _rescaled(benchmark.images):
-        notes.append(f"images of more than 8 bits, scaled to 8 by the range of their values: {deep}")
     if few := int((found.lengths < 5).sum()):  # start and end of text among them
         notes.append(f"captions with fewer than 3 tokens: {few}")
+    definition = known.caption_rule if known else "a source of the user's, all of its rows"
     texts: list[Sequence[Any]]
     if isinstance(benchmark, Retrieval):
         texts = [benchmark.captions, benchmark.image_of]
@@ -118,6 +117,7 @@ def describe(
     else:
         texts = [benchmark.class_names, benchmark.templates, benchmark.labels]
         captions, classes, lengths = None, len(benchmark.class_names), []
+        definition = benchmark.definition or definition
     content = json.dumps([digests, *map(list, texts)]).encode()
     return BenchmarkInfo(
         name=benchmark.name,
@@ -126,22 +126,12 @@ def describe(
         captions=captions,
         classes=classes,
         fingerprint=hashlib.sha256(content).hexdigest(),
-        definition=known.caption_rule if known else "a source of the user's, all of its rows",
+        definition=definition,
         licence=known.licence if known else "the source's own",
         home=known.home if known else benchmark.name,
         notes=notes,
         lengths=lengths,
     )
-
-
-def _rescaled(images: Sequence[ImageFile]) -> int:
-    """How many images have more than 8 bits of grey. JPEG, whose name is believed, never has."""
-
-    def look(image: ImageFile) -> bool:
-        return not image.name.lower().endswith((".jpg", ".jpeg")) and is_rescaled(image.read())
-
-    with ThreadPoolExecutor() as pool:
-        return sum(pool.map(look, images))
 
 
 def hardest_misses(

@@ -79,6 +79,36 @@ def bootstrap_medians(
     return torch.cat(medians)
 
 
+def bootstrap_class_means(
+    values: torch.Tensor, classes: torch.Tensor, resamples: int = 1000, seed: int = 0
+) -> torch.Tensor:
+    """Means over classes of the means within each, over the same resamples as `bootstrap_means`.
+
+    A class of which no query was drawn is left out of that resample.
+
+    Args:
+        values: numbers of shape `(queries,)`.
+        classes: integers of shape `(queries,)`, the class of each query.
+        resamples: as in `bootstrap_means`, and so is the seed.
+
+    Returns:
+        `torch.DoubleTensor` of shape `(resamples,)`, on the CPU.
+
+    Raises:
+        ValueError: as `bootstrap_means`; for more than one metric.
+    """
+    table, of = _checked(values, classes)
+    if table.ndim != 1:
+        raise ValueError(f"Expected one metric, values of shape (queries,), got {tuple(table.shape)}.")
+    means = []
+    for times in _draws(len(of), resamples, seed):
+        sums, counts = torch.zeros(2, len(times), int(of.max()) + 1, dtype=torch.float64)
+        counts.index_add_(1, of, times)
+        sums.index_add_(1, of, times * table)
+        means.append((sums / counts.clamp(min=1)).sum(dim=1) / (counts > 0).sum(dim=1))
+    return torch.cat(means)
+
+
 def bootstrap_interval(
     values: torch.Tensor,
     groups: torch.Tensor | None = None,

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import pickle
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoModel, AutoProcessor, CLIPModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, CLIPModel
 
 from longclip_hf.errors import EncodingError
+from modeling_longclip import __version__
 
 # `eos_token_id` of configurations older than 2023, for which CLIP pools at the highest id instead.
 _LEGACY_EOS_TOKEN_ID = 2
@@ -33,19 +36,29 @@ def find_device(device: str | torch.device | None) -> torch.device | None:
         raise EncodingError(f"There is no device {str(device)!r} here: {str(error).splitlines()[0]}") from error
 
 
+def check_settings(name: str, revision: str | None, trust_remote_code: bool, dtype: Any) -> None:
+    """What can be said of a checkpoint without loading its weights: it is there, and so are its settings.
+
+    Raises:
+        EncodingError: if configuration, tokenizer or image processor are missing, or there is no such dtype.
+    """
+    source, options = _source_of(name, revision, trust_remote_code, dtype)
+    try:
+        AutoConfig.from_pretrained(source, **options)
+    except _PASSED_ON:
+        raise
+    except Exception as error:
+        raise EncodingError(f"{name} cannot be loaded: {_said(error)}") from error
+    _load_processor(name, source, options)
+
+
 def load_model(name: str, revision: str | None, trust_remote_code: bool, dtype: Any) -> tuple[Any, Any]:
     """The model and its processor.
 
     Raises:
         EncodingError: if there is no such checkpoint, or it is incomplete, damaged or no whole CLIP.
     """
-    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise EncodingError(f"There is no dtype {dtype!r}: name one like float32, float16 or bfloat16.")
-    folder = Path(name).expanduser()
-    if folder.is_dir() and revision is not None:
-        raise EncodingError(f"{name} is a folder, and revision {revision!r} is for Hub ids. Leave it out.")
-    source = str(folder) if folder.is_dir() else name
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    source, options = _source_of(name, revision, trust_remote_code, dtype)
     try:
         model, info = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     except _PASSED_ON:
@@ -62,6 +75,21 @@ def load_model(name: str, revision: str | None, trust_remote_code: bool, dtype: 
         raise EncodingError(
             f"{name}: these tensors of {type(model).__name__} are missing: {some(sorted(info['missing_keys']))}"
         )
+    return model, _load_processor(name, source, options)
+
+
+def _source_of(name: str, revision: str | None, trust_remote_code: bool, dtype: Any) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` is called with."""
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise EncodingError(f"There is no dtype {dtype!r}: name one like float32, float16 or bfloat16.")
+    folder = Path(name).expanduser()
+    if folder.is_dir() and revision is not None:
+        raise EncodingError(f"{name} is a folder, and revision {revision!r} is for Hub ids. Leave it out.")
+    source = str(folder) if folder.is_dir() else name
+    return source, {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+
+
+def _load_processor(name: str, source: str, options: dict[str, Any]) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(source, **options)
     except _PASSED_ON:
@@ -73,7 +101,7 @@ def load_model(name: str, revision: str | None, trust_remote_code: bool, dtype: 
             raise EncodingError(
                 f"{name} has no {part}: copy the processor's files from the checkpoint it was made of."
             )
-    return model, processor
+    return processor
 
 
 def _said(error: BaseException) -> str:
@@ -134,6 +162,26 @@ def fingerprint_of(model: Any, tokenizer: Any, image_processor: Any) -> str:
     special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side]
     settings = as_json([pixels, sorted(tokenizer.get_vocab().items()), special])
     return hashlib.sha256(b"".join(digests) + settings).hexdigest()
+
+
+def code_of(model: torch.nn.Module, *others: object) -> str:
+    """SHA-256, in hexadecimal, of what computes: Python files that came with a checkpoint and were run, those of
+    `modeling_longclip`, without their folders' names; and the versions of this project, torch, transformers, Pillow.
+    """
+    kinds = {type(part) for part in (*model.modules(), *others)}
+    modules = {base.__module__ for kind in kinds for base in kind.__mro__}
+    packages = {
+        name.rpartition(".")[0] for name in modules if name.startswith(("transformers_modules.", "modeling_longclip."))
+    }
+    files = {
+        Path(file)
+        for name, module in list(sys.modules.items())
+        if name.startswith(tuple(f"{package}." for package in packages))
+        and (file := getattr(module, "__file__", None))
+    }
+    sources = sorted((file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files)
+    versions = [__version__, *map(version, ("torch", "transformers", "pillow"))]
+    return hashlib.sha256(as_json([sources, versions])).hexdigest()
 
 
 def as_json(value: Any) -> bytes:

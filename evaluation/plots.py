@@ -124,7 +124,8 @@ def _plot_effective_length(results: Results, benchmarks: Sequence[BenchmarkInfo]
         _legend(figure, handles, len(benchmarks))
         png = _png(figure)
     description = (
-        "R@1 when only so many tokens of each caption are kept; markers show the effective lengths; 95 % intervals."
+        "R@1 when only so many tokens of each caption are kept; markers show the effective lengths, where R@1 rises; "
+        "95 % intervals."
     )
     return Plot("effective_length.png", "Effective length", description, png)
 
@@ -133,11 +134,14 @@ def _draw_curve(axis: "Axes", curve: EffectiveLength, side: Direction, line: dic
     """The curve with its intervals; on it, a marker and a bar for the effective length and its interval."""
     values = curve.recall[side]
     (drawn,) = axis.plot(curve.lengths, [100 * v.value for v in values], markevery=[], **line)
-    low, high = [100 * v.low for v in values], [100 * v.high for v in values]
+    low, high = zip(*map(_ends, values), strict=True)
     axis.fill_between(curve.lengths, low, high, color=line["color"], alpha=0.15, linewidth=0)
     at = curve.effective[side]
+    if at is None:
+        return drawn
     height = 100 * _interpolate(at.value, curve.lengths, [v.value for v in values])
-    axis.hlines(height, at.low, at.high, color=line["color"], linewidth=2.5, alpha=0.6)
+    if at.low is not None and at.high is not None:
+        axis.hlines(height, at.low, at.high, color=line["color"], linewidth=2.5, alpha=0.6)
     axis.plot(at.value, height, color=line["color"], marker=line["marker"], markeredgecolor="white", zorder=3)
     return drawn
 
@@ -157,7 +161,7 @@ def _plot_recall(results: Results, benchmarks: Sequence[BenchmarkInfo]) -> Plot:
                 for metric, value in _bars(score).items():
                     x = places[metric] + (i - (len(scores) - 1) / 2) * width
                     handles[name] = axis.bar(x, 100 * value.value, width * 0.92, **_fill(results, name))
-                    axis.vlines(x, 100 * value.low, 100 * value.high, color="black", linewidth=0.8)
+                    axis.vlines(x, *_ends(value), color="black", linewidth=0.8)
             axis.set_xticks(list(places.values()), [_bar_label(metric) for metric in groups])
             axis.tick_params(axis="x", length=0)
             axis.set_ylim(0, 100)
@@ -275,7 +279,14 @@ def _png(figure: "Figure") -> bytes:
 
 def _bars(score: Score) -> dict[str, Value]:
     """What is comparable on one axis: recalls and accuracies."""
-    return {metric: value for metric, value in score.metrics.items() if is_share(metric) and "map" not in metric}
+    shares = {metric: value for metric, value in score.metrics.items() if is_share(metric)}
+    return {metric: value for metric, value in shares.items() if metric[-1].isdigit()}
+
+
+def _ends(value: Value) -> tuple[float, float]:
+    """Of the interval in percent; where there is none, both are the value."""
+    low, high = (value.value if end is None else end for end in (value.low, value.high))
+    return 100 * low, 100 * high
 
 
 def _bar_label(metric: str) -> str:

@@ -11,32 +11,36 @@ others are compared with.
 """
 
 import argparse
+import importlib.util
+import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from longclip_hf.command import CommandParser, guarded, is_first_process
-from longclip_hf.image_files import Kind
+from longclip_hf.command import CommandParser, complain, guarded, is_first_process, is_mendable, one_line
+from longclip_hf.errors import BenchmarkError, EncodingError
 
 if TYPE_CHECKING:
-    from longclip_hf.evaluation.benchmarks import LeftOut
+    from longclip_hf.evaluation.data import Classification, Retrieval
     from longclip_hf.evaluation.encoding import Encoder
     from longclip_hf.evaluation.page import Miss
     from longclip_hf.evaluation.scores import Measured
-    from longclip_hf.results import BenchmarkInfo, Results
+    from longclip_hf.results import BenchmarkInfo, Difference, Failure, Model, Results, Score
 
 EPILOG = """\
 It writes to --output:
-  results.json       every figure with its 95 % interval, and what it was measured on and with
+  results.json       every figure with its 95 % interval, and what it was measured on and with; after each model
   report.md, *.png   tables with differences to the first model; recall, effective length, token lengths
   report.html        with --html: all of it in one page, and the hardest misses as pictures
   features/          what was encoded: an interrupted run goes on, another metric encodes nothing again
+Files of these names that no evaluation wrote are left alone, and an error. A model that fails does not cost the
+others: its error is printed and in results.json, and the exit code is 2. Of several processes a failure ends the run.
 """
-OUTPUTS = {"results.json", "report.md", "report.html", "effective_length.png", "recall.png", "lengths.png"}
 
 
 def main(args: list[str] | None = None) -> int:
@@ -48,8 +52,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument(
         "--benchmark", nargs="+", required=True, metavar="NAME",
         help=f"{', '.join(BENCHMARKS)} (docs/benchmarks.md: where each is downloaded and how it lies below --data); "
-        "or any source of images with captions, for retrieval: a folder, a file of JSON, CSV, parquet or tar, a Hub "
-        "id",
+        "or any source that the library datasets reads, for retrieval: a folder, a file of parquet, JSON or CSV, a "
+        "Hub id",
     )  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that the benchmarks' files were unpacked in")
     parser.add_argument("--output", type=Path, default=Path("evaluation-results"), metavar="DIR", help="%(default)s")
@@ -61,14 +65,8 @@ def main(args: list[str] | None = None) -> int:
         "--no_effective_length", action="store_true", help="do not encode captions again at 10, 20, 30 ... tokens"
     )
     source = parser.add_argument_group("a source of your own")
-    source.add_argument("--image_column", metavar="NAME", help="default: the obvious one, which is said")
-    source.add_argument(
-        "--caption_column", nargs="+", metavar="NAME",
-        help="of texts, lists or conversations; a dot leads into a structure; default: the obvious one, which is said",
-    )  # fmt: skip
-    source.add_argument(
-        "--data_format", choices=get_args(Kind), default="auto", help="how to read it; default: as its layout says"
-    )
+    source.add_argument("--image_column", metavar="NAME", help="default: image")
+    source.add_argument("--caption_column", nargs="+", metavar="NAME", help="default: caption")
     source.add_argument(
         "--image_root", metavar="DIR", help="where paths of images begin; default: --data, or beside the source"
     )
@@ -77,11 +75,6 @@ def main(args: list[str] | None = None) -> int:
         help="images outside it: none, any file of this machine, or any address too; %(default)s",
     )  # fmt: skip
     source.add_argument("--split", metavar="NAME", help="where there are several")
-    source.add_argument(
-        "--on_bad_row", choices=("error", "skip"), default="error",
-        help="at a missing, unreadable, oversized or refused image, of named benchmarks too: end with an error, or "
-        "leave the row out, count it and name it in bad_rows.jsonl; %(default)s",
-    )  # fmt: skip
     classes = parser.add_argument_group("classification")
     classes.add_argument("--class_names", type=Path, metavar="FILE", help="lines of class<TAB>name")
     classes.add_argument("--templates", type=Path, metavar="FILE", help="one template with {} a line")
@@ -100,7 +93,9 @@ def main(args: list[str] | None = None) -> int:
     how.add_argument("--batch_tokens", type=_positive, metavar="N", help="of a batch of texts; default: by the device")
     how.add_argument("--batch_images", type=_positive, metavar="N", help="default: by the device")
     how.add_argument("--workers", type=int, metavar="N", help="processes that decode images; default: by the device")
-    how.add_argument("--resamples", type=_positive, default=1000, metavar="N", help="of the bootstrap, %(default)s")
+    how.add_argument(
+        "--resamples", type=_resamples, default=1000, metavar="N", help="of the bootstrap, from 100 on; %(default)s"
+    )
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap, %(default)s")
     how.add_argument(
         "--trust_remote_code", action="store_true", help="run the code that comes with a checkpoint, as AutoModel does"
@@ -117,118 +112,178 @@ def run(options: Any, command: str) -> None:
     """Evaluates every model on every benchmark; the main process writes and prints the report.
 
     Raises:
-        ValueError: for a benchmark, checkpoint, image or caption that cannot be evaluated.
+        ValueError: for a benchmark, checkpoint, image, caption or output folder that is not as it must be; at the end,
+            where others could be evaluated.
         ImportError: naming the extra that is missing.
     """
-    from datetime import UTC, datetime
-
     import transformers
 
-    from longclip_hf.cleaning import preparation
-    from longclip_hf.evaluation.benchmarks import BENCHMARKS, Columns, LeftOut, load_benchmark
+    from longclip_hf.cleaning import clean_caption, preparation
     from longclip_hf.evaluation.encoding import Encoder
     from longclip_hf.evaluation.feature_store import FeatureStore
-    from longclip_hf.evaluation.findings import describe, evaluate, hardest_misses
-    from longclip_hf.evaluation.scores import Bootstrap, differences
-    from longclip_hf.results import Difference, Model, Results, Score
+    from longclip_hf.evaluation.loading import check_settings, find_device
+    from longclip_hf.evaluation.outputs import Outputs
+    from longclip_hf.evaluation.tables import markdown_table
+    from longclip_hf.results import Model
 
     transformers.utils.logging.disable_progress_bar()
-    bootstrap = Bootstrap(options.resamples, options.seed)
-    given = Columns(
-        options.image_column, options.caption_column or (), options.split, options.image_root, options.image_access,
-        options.data_format,
-    )  # fmt: skip
-    columns = None if given == Columns() else given
-    left_out = LeftOut(skip=options.on_bad_row == "skip")
+    # All that can be wrong with what was asked for, before hours of encoding.
+    outputs = Outputs(options.output, options.html)
+    _check_extras(options.html)
+    if options.clean_captions:
+        clean_caption("")  # needs ftfy
+    prepare = preparation(options.clean_captions, options.neutralise_special_tokens)
+    benchmarks = _load_benchmarks(options)
+    names = display_names(options.models)
+    find_device(options.device)
+    for place in options.models:
+        check_settings(*split_revision(place), options.trust_remote_code, options.dtype)
+
+    done = _Done(options, names[0], alone=len(names) * len(benchmarks) == 1)
+    for place, name in zip(options.models, names, strict=True):
+        source, revision = split_revision(place)
+        with done.failing(name):
+            encoder = Encoder(
+                source, revision, trust_remote_code=options.trust_remote_code, device=options.device,
+                dtype=options.dtype, store=FeatureStore(options.cache or options.output / "features"),
+                batch_tokens=options.batch_tokens, batch_images=options.batch_images, workers=options.workers,
+                quiet=options.quiet, prepare=prepare,
+            )  # fmt: skip
+            done.hardware = _hardware(encoder)
+            done.models.append(
+                Model(
+                    name, encoder.revision, encoder.fingerprint, encoder.model_class, encoder.positions, encoder.dtype
+                )
+            )
+            for asked, benchmark in zip(options.benchmark, benchmarks, strict=True):
+                with done.failing(name, benchmark.name):
+                    done.evaluate(encoder, name, asked, benchmark)
+            del encoder  # its memory is the next one's
+        if is_first_process() and done.scores and name != names[-1]:
+            outputs.write_results(done.results(command))
+    if is_first_process() and done.scores:
+        results = done.results(command)
+        outputs.write_results(results)
+        outputs.write_all(results, done.misses, options.misses)
+        if not options.quiet:
+            print(markdown_table(results))
+            print(f"Wrote {', '.join(str(options.output / name) for name in outputs.written)}.")
+    if done.failures:
+        failed = ", ".join(f"{f.model}{f' on {f.benchmark}' if f.benchmark else ''}" for f in done.failures)
+        rest = f"the other figures are in {options.output / 'results.json'}" if done.scores else "nothing was written"
+        raise EncodingError(f"Not evaluated, for what is said above: {failed}; {rest}.")
+
+
+class _Done:
+    """What a run has found so far.
+
+    Args:
+        options: of the command line.
+        reference: the name of the model that the others are compared with.
+        alone: one model and one benchmark, so that a failure leaves nothing to go on with.
+    """
+
+    def __init__(self, options: Any, reference: str, alone: bool) -> None:
+        from longclip_hf.evaluation.scores import Bootstrap
+
+        self.options, self.reference, self.alone = options, reference, alone
+        self.bootstrap = Bootstrap(options.resamples, options.seed)
+        self.hardware = ""
+        self.models: list[Model] = []
+        self.infos: dict[str, BenchmarkInfo] = {}
+        self.scores: list[Score] = []
+        self.differences: list[Difference] = []
+        self.failures: list[Failure] = []
+        self.misses: list[Miss] = []
+        self.measured: dict[str, Measured] = {}  # of the reference, by benchmark
+
+    @contextmanager
+    def failing(self, model: str, benchmark: str | None = None) -> Iterator[None]:
+        """Says and keeps an error that the user can mend. Of several processes each may fail alone, and the others
+        would wait for it in a collective: there an error ends the run."""
+        from longclip_hf.results import Failure
+
+        try:
+            yield
+        except Exception as error:
+            several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+            if self.alone or several or not is_mendable(error) or os.environ.get("LONGCLIP_TRACEBACK"):
+                raise
+            said = one_line(error)
+            complain(f"{model}{f' on {benchmark}' if benchmark else ''}: {said}")
+            self.failures.append(Failure(model, benchmark, said))
+
+    def evaluate(self, encoder: "Encoder", name: str, asked: str, benchmark: "Retrieval | Classification") -> None:
+        """One model on one benchmark; what fails leaves nothing."""
+        from longclip_hf.evaluation.benchmarks import BENCHMARKS
+        from longclip_hf.evaluation.findings import describe, evaluate, hardest_misses
+        from longclip_hf.evaluation.scores import differences
+        from longclip_hf.results import Score
+
+        began = time.perf_counter()
+        found = evaluate(encoder, benchmark, self.bootstrap, not self.options.no_effective_length)
+        seconds = time.perf_counter() - began
+        info = self.infos.get(benchmark.name) or describe(benchmark, BENCHMARKS.get(asked.lower()), found, encoder)
+        misses = []
+        if self.options.html and is_first_process():
+            misses = hardest_misses(name, benchmark, found, self.options.misses)
+        if name == self.reference:
+            self.measured[benchmark.name] = found.measured
+        elif first := self.measured.get(benchmark.name):  # it may have failed
+            self.differences += differences(
+                name, found.measured, self.reference, first, benchmark.name, self.bootstrap
+            )
+        self.infos[benchmark.name] = info
+        self.misses += misses
+        values, ties = dict(found.measured.values), found.measured.ties
+        curve = found.effective_length
+        self.scores.append(Score(name, benchmark.name, values, ties, found.truncated, seconds, curve))
+
+    def results(self, command: str) -> "Results":
+        from datetime import UTC, datetime
+
+        from longclip_hf.results import Results
+
+        return Results(
+            datetime.now(UTC).isoformat(timespec="seconds"), command, _versions(), self.hardware, list(self.models),
+            list(self.infos.values()), list(self.scores), list(self.differences),
+            clean_captions=self.options.clean_captions,
+            neutralise_special_tokens=self.options.neutralise_special_tokens, failures=list(self.failures),
+        )  # fmt: skip
+
+
+def _load_benchmarks(options: Any) -> "list[Retrieval | Classification]":
+    from longclip_hf.evaluation.benchmarks import BENCHMARKS, Columns, load_benchmark
+
+    columns = None
+    if (
+        options.image_column
+        or options.caption_column
+        or options.split
+        or options.image_root
+        or options.image_access != "root"
+    ):
+        columns = Columns(
+            options.image_column or "image", options.caption_column or ("caption",), options.split,
+            options.image_root, options.image_access,
+        )  # fmt: skip
     if len({name.lower() for name in options.benchmark}) < len(options.benchmark):
-        raise ValueError(f"Name every benchmark once: {', '.join(options.benchmark)}.")
+        raise BenchmarkError(f"Name every benchmark once: {', '.join(options.benchmark)}.")
     # Of the classifications; where there is none, retrieval refuses them.
     names_and_templates = {"class_names": options.class_names, "templates": options.templates}
     known = {name: BENCHMARKS.get(name.lower()) for name in options.benchmark}
     whose = {name for name, entry in known.items() if entry and entry.kind == "classification"} or known.keys()
-    benchmarks = [
-        load_benchmark(
-            name, options.data, columns, left_out=left_out, **(names_and_templates if name in whose else {})
-        )
+    return [
+        load_benchmark(name, options.data, columns, **(names_and_templates if name in whose else {}))
         for name in options.benchmark
     ]
-    if is_first_process():
-        _write_left_out(left_out, options.output / "bad_rows.jsonl")
-    models: list[Model] = []
-    infos: dict[str, BenchmarkInfo] = {}
-    scores: list[Score] = []
-    gained: list[Difference] = []
-    misses: list[Miss] = []
-    reference: dict[str, Measured] = {}
-    for place, name in zip(options.models, display_names(options.models), strict=True):
-        source, revision = split_revision(place)
-        encoder = Encoder(
-            source, revision, trust_remote_code=options.trust_remote_code, device=options.device,
-            dtype=options.dtype, store=FeatureStore(options.cache or options.output / "features"),
-            batch_tokens=options.batch_tokens, batch_images=options.batch_images, workers=options.workers,
-            quiet=options.quiet, prepare=preparation(options.clean_captions, options.neutralise_special_tokens),
-        )  # fmt: skip
-        models.append(
-            Model(name, encoder.revision, encoder.fingerprint, encoder.model_class, encoder.positions, encoder.dtype)
-        )
-        for asked, benchmark in zip(options.benchmark, benchmarks, strict=True):
-            began = time.perf_counter()
-            found = evaluate(encoder, benchmark, bootstrap, not options.no_effective_length)
-            seconds = time.perf_counter() - began
-            if benchmark.name not in infos:
-                infos[benchmark.name] = describe(benchmark, BENCHMARKS.get(asked.lower()), found, encoder)
-            values, ties = dict(found.measured.values), found.measured.ties
-            curve = found.effective_length
-            scores.append(Score(name, benchmark.name, values, ties, found.truncated, seconds, curve))
-            if name == models[0].name:
-                reference[benchmark.name] = found.measured
-            else:
-                first = reference[benchmark.name]
-                gained += differences(name, found.measured, models[0].name, first, benchmark.name, bootstrap)
-            if options.html and encoder.processes.is_main_process:
-                misses += hardest_misses(name, benchmark, found, options.misses)
-        hardware = _hardware(encoder)
-        del encoder
-    if is_first_process():
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        _write(
-            Results(
-                now, command, _versions(), hardware, models, list(infos.values()), scores, gained,
-                clean_captions=options.clean_captions, neutralise_special_tokens=options.neutralise_special_tokens,
-            ),
-            misses,
-            options,
-        )  # fmt: skip
 
 
-def _write_left_out(left_out: "LeftOut", file: Path) -> None:
-    import json
-
-    from longclip_hf.files import write_atomically
-
-    file.unlink(missing_ok=True)  # of an earlier run
-    if left_out.rows:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"row": row, "cause": cause, "detail": wrong}) for row, cause, wrong in left_out.rows]
-        write_atomically(file, "".join(f"{line}\n" for line in lines).encode())
-
-
-def _write(results: "Results", misses: "list[Miss]", options: Any) -> None:
-    from longclip_hf.evaluation.page import write_page
-    from longclip_hf.evaluation.report import write_report
-    from longclip_hf.evaluation.tables import markdown_table
-    from longclip_hf.results import write_results
-
-    write_results(results, options.output / "results.json")
-    written = ["results.json", *write_report(results, options.output)]
-    if options.html:
-        write_page(results, misses, options.output / "report.html", options.misses)
-        written.append("report.html")
-    for name in sorted(OUTPUTS - set(written)):
-        (options.output / name).unlink(missing_ok=True)  # of an earlier run, which would not fit these results
-    if not options.quiet:
-        print(markdown_table(results))
-        print(f"Wrote {', '.join(str(options.output / name) for name in written)}.")
+def _check_extras(html: bool) -> None:
+    """What is imported only after everything was encoded."""
+    for package in ("matplotlib", *(("jinja2",) if html else ())):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f'The report needs {package}: pip install "longclip-hf[evaluate]".')
 
 
 # Names and versions
@@ -283,6 +338,12 @@ def _hardware(encoder: "Encoder") -> str:
 def _positive(word: str) -> int:
     if int(word) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {word}")
+    return int(word)
+
+
+def _resamples(word: str) -> int:
+    if int(word) < 100:
+        raise argparse.ArgumentTypeError(f"must be 100 or more, or a 95 % interval has no ends; got {word}")
     return int(word)
 
 

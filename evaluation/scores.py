@@ -6,17 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from longclip_hf.evaluation.classification import mean_per_class_recall
 from longclip_hf.evaluation.effective_length import LengthCurve, effective_length
 from longclip_hf.evaluation.intervals import (
     Interval,
+    bootstrap_class_means,
     bootstrap_means,
     bootstrap_medians,
-    difference_interval,
     percentiles,
 )
 from longclip_hf.evaluation.retrieval import Ranks
 from longclip_hf.results import Difference, Direction, EffectiveLength, Value, is_share
 
+PER_CLASS = "mean_per_class_recall"
 KS = {"retrieval": (1, 5, 10), "classification": (1, 5)}
 
 
@@ -29,12 +31,14 @@ class Measured:
         groups: metric -> the image of each query, or None where every query is an image.
         values: metric -> mean or median, with its interval.
         ties: queries whose right answer ties with a wrong one.
+        labels: of a classification, the class of each image.
     """
 
     queries: Mapping[str, torch.Tensor]
     groups: Mapping[str, torch.Tensor | None]
     values: Mapping[str, Value]
     ties: int
+    labels: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,17 @@ def measure_retrieval(
     return _measured(queries, groups, sum(int((found.tied > 0).sum()) for found in ranks.values()), bootstrap)
 
 
-def measure_classification(ranks: Ranks, bootstrap: Bootstrap = Bootstrap()) -> Measured:
-    """Top-1 and top-5 accuracy, from the ranks of `classification_ranks`."""
+def measure_classification(ranks: Ranks, labels: torch.Tensor, bootstrap: Bootstrap = Bootstrap()) -> Measured:
+    """Top-1 and top-5 accuracy and mean per-class recall, from the ranks of `classification_ranks`.
+
+    Args:
+        ranks: of each image's own class.
+        labels: of the images, of shape `(images,)`.
+        bootstrap: of the intervals.
+    """
     queries = {f"top{k}": ranks.hits(k).double().cpu() for k in KS["classification"]}
-    return _measured(queries, dict.fromkeys(queries), int((ranks.tied > 0).sum()), bootstrap)
+    queries[PER_CLASS] = queries["top1"]
+    return _measured(queries, dict.fromkeys(queries), int((ranks.tied > 0).sum()), bootstrap, labels.cpu())
 
 
 def _measured(
@@ -78,19 +89,39 @@ def _measured(
     groups: Mapping[str, torch.Tensor | None],
     ties: int,
     bootstrap: Bootstrap,
+    labels: torch.Tensor | None = None,
 ) -> Measured:
-    values: dict[str, Value] = {}
-    for metric, per_query in queries.items():
-        median = metric.endswith("median_rank")
-        if len(per_query) < 2:  # nothing to resample
-            resampled = per_query
-        else:
-            statistic = bootstrap_medians if median else bootstrap_means
-            resampled = statistic(per_query, groups[metric], bootstrap.resamples, bootstrap.seed)
-        low, high = percentiles(resampled)
-        value = per_query.quantile(0.5, interpolation="lower") if median else per_query.mean()
-        values[metric] = Value(value.item(), min(low, value).item(), max(high, value).item())
-    return Measured(queries, groups, values, ties)
+    values = {
+        metric: _statistic(metric, per_query, groups[metric], labels, bootstrap)
+        for metric, per_query in queries.items()
+    }
+    return Measured(queries, groups, values, ties, labels)
+
+
+def _statistic(
+    metric: str,
+    per_query: torch.Tensor,
+    groups: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    bootstrap: Bootstrap,
+) -> Value:
+    """The metric over all queries, with its interval; of one query, or the captions of one image, it has none."""
+    how = bootstrap.resamples, bootstrap.seed
+    one = len(per_query if groups is None else groups.unique()) < 2
+    if metric == PER_CLASS:
+        assert labels is not None
+        value = mean_per_class_recall(per_query, labels)
+        resampled = None if one else bootstrap_class_means(per_query, labels, *how)
+    elif metric.endswith("median_rank"):
+        value = per_query.quantile(0.5, interpolation="lower").item()
+        resampled = None if one else bootstrap_medians(per_query, groups, *how)
+    else:
+        value = per_query.mean().item()
+        resampled = None if one else bootstrap_means(per_query, groups, *how)
+    if resampled is None:
+        return Value(value, None, None)
+    low, high = (bound.item() for bound in percentiles(resampled))
+    return Value(value, min(low, value), max(high, value))
 
 
 def measure_lengths(
@@ -120,7 +151,10 @@ def measure_lengths(
     return EffectiveLength(
         lengths=list(lengths),
         recall={direction: [_value(point) for point in curve.recall] for direction, curve in curves.items()},
-        effective={direction: _value(curve.effective) for direction, curve in curves.items()},
+        effective={
+            direction: None if curve.effective is None else _value(curve.effective)
+            for direction, curve in curves.items()
+        },
     )
 
 
@@ -136,19 +170,18 @@ def differences(
     benchmark: str,
     bootstrap: Bootstrap = Bootstrap(),
 ) -> list[Difference]:
-    """`model` minus `reference` in every share, on the same queries, with paired intervals."""
-    listed = []
-    for metric in filter(is_share, found.queries):
-        if len(found.queries[metric]) > 1:
-            interval = difference_interval(
-                found.queries[metric],
-                compared.queries[metric],
-                found.groups[metric],
-                bootstrap.resamples,
-                seed=bootstrap.seed,
-            )
-            listed.append(Difference(model, reference, benchmark, metric, _value(interval)))
-    return listed
+    """`model` minus `reference` in every share, on the same queries, with paired intervals.
+
+    Pairing takes out what makes a query hard for both; where the interval leaves out 0, the difference is not chance.
+    """
+    return [
+        Difference(
+            model, reference, benchmark, metric,
+            _statistic(metric, per_query - compared.queries[metric], found.groups[metric], found.labels, bootstrap),
+        )
+        for metric, per_query in found.queries.items()
+        if is_share(metric)
+    ]  # fmt: skip
 
 
 def hardest(ranks: Ranks, count: int) -> list[int]:

@@ -23,11 +23,14 @@ DEFINITIONS = {
     "Ties": "queries whose right answer is exactly as similar as a wrong one, which counts as ranked before it.",
     "Top-k": "the share of images whose class is among the k most similar. A class is the mean of its templates' "
     "normalised features.",
-    "Effective length": "every caption is cut to n tokens, the end of text kept; the smallest n from which "
-    "longer captions bring on average at most one point of R@1. ≥ where R@1 grows up to the last n.",
+    "Mean per-class recall": "the share of a class's images whose class is the most similar, averaged over classes.",
+    "Effective length": "every caption is cut to n tokens, the end of text kept; the smallest n beyond which R@1 "
+    "grows slowly: by at most 0.35 of the pace per token of the whole curve. ≥ where it grows up to the last n, – "
+    "where it does not rise. It is one number of a curve: look at the curve.",
     "Captions cut": "captions with more tokens than the model reads, start and end of text included; it saw their "
     "beginnings only.",
-    "Intervals": "in brackets, 95 %, by bootstrap. A difference is bold where its own (paired) interval excludes 0.",
+    "Intervals": "in brackets, 95 %, by bootstrap; one image has none. A difference is bold where its own (paired) "
+    "interval excludes 0.",
 }
 
 
@@ -62,6 +65,8 @@ def markdown_table(results: Results) -> str:
             rows = [[label, *map(_markdown_cell, cells)] for label, cells in table.rows]
             lines += [f"{table.caption}:", "", *_markdown_rows(("", *map(_code, table.columns)), rows), ""]
         lines += [f"- {text}" for text in notes_of(info)]
+    if results.failures:
+        lines += ["", "## Not evaluated", "", *(f"- {text}" for text in failures_of(results))]
     lines += ["", "## Definitions", "", *(f"- **{name}**: {text}" for name, text in DEFINITIONS.items())]
     lines += ["", f"{results.date}, {made_with(results)}. Command:", "", f"    {results.command}"]
     return "\n".join(lines) + "\n"
@@ -77,6 +82,11 @@ def notes_of(info: BenchmarkInfo) -> list[str]:
     """What a reader must know of a benchmark: definition, notes, where the data come from."""
     source = f"Data: {info.home}, licence {info.licence}, fingerprint {info.fingerprint[:12]}."
     return [info.definition, *info.notes, source]
+
+
+def failures_of(results: Results) -> list[str]:
+    """What could not be evaluated, and why."""
+    return [f"{f.model} on {f.benchmark or 'all benchmarks'}: {f.error}" for f in results.failures]
 
 
 def made_with(results: Results) -> str:
@@ -139,16 +149,23 @@ def _effective(curve: EffectiveLength | None, side: Direction) -> Cell:
     if curve is None or side not in curve.effective:
         return Cell("–")
     at = curve.effective[side]
+    if at is None:
+        return Cell("–")
     still_growing = at.value == curve.lengths[-1]
-    return Cell(f"{'≥ ' * still_growing}{at.value:.0f}", f"[{at.low:.0f}, {at.high:.0f}]")
+    return Cell(f"{'≥ ' * still_growing}{at.value:.0f}", interval(at, "{:.0f}".format))
 
 
 def _value(value: Value | None, number: Callable[[float], str]) -> Cell:
     if value is None:
         return Cell("–")
-    excludes_0 = value.low > 0 or value.high < 0
+    excludes_0 = value.low is not None and value.high is not None and (value.low > 0 or value.high < 0)
     is_difference = number(1).startswith("+")
-    return Cell(number(value.value), f"[{number(value.low)}, {number(value.high)}]", is_difference and excludes_0)
+    return Cell(number(value.value), interval(value, number), is_difference and excludes_0)
+
+
+def interval(value: Value, number: Callable[[float], str]) -> str:
+    """As `[low, high]`; empty where there is none."""
+    return "" if value.low is None or value.high is None else f"[{number(value.low)}, {number(value.high)}]"
 
 
 def _cut(truncated: int, info: BenchmarkInfo) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from examples.scenes import CLIP, RECIPE
 
 if TYPE_CHECKING:
-    from longclip_hf.results import Results
+    from longclip_hf.results import Results, Value
 
 REPO = "YOU/longclip-scenes"  # the card's title
 TESTS = ("short", "long", "hard")
@@ -219,17 +219,25 @@ def figures(results: "Results") -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     for info in results.benchmarks:
         of_models, name = [scores[info.name, model.name] for model in results.models], Path(info.name).name
-        shown = {"i2t_r1": f"{name}: image to text R@1", "t2i_r1": f"{name}: text to image R@1"}
+        labels = {"i2t_r1": f"{name}: image to text R@1", "t2i_r1": f"{name}: text to image R@1"}
         if info.kind == "classification":
-            shown = {"top1": "zero-shot top-1"}
-        for metric, label in shown.items():
+            labels = {"top1": "zero-shot top-1"}
+        for metric, label in labels.items():
             values = [score.metrics[metric] for score in of_models]
-            rows[label] = [f"{100 * v.value:.1f} ({100 * v.low:.0f}–{100 * v.high:.0f})" for v in values]
+            rows[label] = [shown(v, 1, 100) for v in values]
         curves = [score.effective_length for score in of_models]
         if name != "short" and all(curves):
             lengths = [curve.effective["t2i"] for curve in curves if curve is not None]
-            rows[f"{name}: effective length"] = [f"{v.value:.0f} ({v.low:.0f}–{v.high:.0f})" for v in lengths]
+            rows[f"{name}: effective length"] = [shown(v, 0) for v in lengths]
     return rows
+
+
+def shown(value: "Value | None", digits: int, scale: int = 1) -> str:
+    """A value, and its interval where it has one."""
+    if value is None:
+        return "–"
+    ends = "" if value.low is None or value.high is None else f" ({scale * value.low:.0f}–{scale * value.high:.0f})"
+    return f"{scale * value.value:.{digits}f}{ends}"
 
 
 if __name__ == "__main__":

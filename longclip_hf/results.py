@@ -34,6 +34,7 @@ METRICS: dict[str, str] = {
     },
     "top1": "Top-1 accuracy",
     "top5": "Top-5 accuracy",
+    "mean_per_class_recall": "Mean per-class recall",
 }
 
 
@@ -44,11 +45,11 @@ def is_share(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Value:
-    """A number with its 95 % interval."""
+    """A number with its 95 % interval; `low` and `high` are None where one query or image has none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class BenchmarkInfo:
 class EffectiveLength:
     lengths: list[int]  # tokens kept, ascending
     recall: dict[Direction, list[Value]]  # R@1 at each of them
-    effective: dict[Direction, Value]  # in tokens
+    effective: dict[Direction, Value | None]  # in tokens; None where R@1 does not rise
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,15 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A model that could not be evaluated, on one benchmark or (None) on any."""
+
+    model: str
+    benchmark: str | None
+    error: str
+
+
+@dataclass(frozen=True)
 class Results:
     format: int = field(default=FORMAT, kw_only=True)
     date: str  # ISO 8601
@@ -120,6 +130,8 @@ class Results:
     # How texts were prepared; see longclip_hf/cleaning.py.
     clean_captions: bool = False
     neutralise_special_tokens: bool = False
+    failures: list[Failure] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # written with it, in its folder
 
 
 def read_results(path: Path) -> Results:
@@ -256,13 +268,15 @@ def _impossible(where: str, metric: str, value: Value, difference: bool = False)
     if metric not in METRICS:
         yield f"{where} is the unknown metric {metric!r}, expected one of {', '.join(METRICS)}"
         return
-    numbers = (value.value, value.low, value.high)
-    if value.low > value.high:
+    numbers = [number for number in (value.value, value.low, value.high) if number is not None]
+    if (value.low is None) != (value.high is None):
+        yield f"{where} has the interval [{value.low}, {value.high}], of which one end is missing"
+    elif value.low is not None and value.high is not None and value.low > value.high:
         yield f"{where} has the interval [{value.low}, {value.high}], whose ends are the wrong way round"
     if is_share(metric) and not all((-1 if difference else 0) <= number <= 1 for number in numbers):
-        yield f"{where} is {numbers}, expected shares within 0 ... 1, not percent"
+        yield f"{where} is {tuple(numbers)}, expected shares within 0 ... 1, not percent"
     if not is_share(metric) and not difference and min(numbers) < 1:
-        yield f"{where} is {numbers}, and ranks count from 1"
+        yield f"{where} is {tuple(numbers)}, and ranks count from 1"
 
 
 def _on_one_line(match: re.Match[str]) -> str:

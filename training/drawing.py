@@ -57,9 +57,9 @@ def with_drawn_captions(inputs: Batch, args: LongCLIPTrainingArguments, place: P
         made |= _batch(kept, ends, length, "", device)
         made["truncated"] = np.array([int(sum(map(len, row)) + 2 > length) for row in kept])
     if args.draws_short:
-        which = args.drop_first_sentence, args.sample_sentences, args.shuffle_sentences
+        first, sample, shuffle = map(bool, (args.drop_first_sentence, args.sample_sentences, args.shuffle_sentences))
         drawn = [
-            [row[number] for number in short_sentences(len(row), *map(bool, which), rng)]
+            [row[number] for number in short_sentences(len(row), first, sample, shuffle, rng)]
             for row, rng in zip(rows, place.rows(len(rows), "short"), strict=True)
         ]
         made |= _batch(drawn, ends, length, "short_", device)

@@ -129,6 +129,7 @@ def _encoded(
 
 def check_eot(model: nn.Module, check: bool) -> None:
     """Whether text towers look for an EOT in every text, for which a GPU is waited for."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "checks_eot"):
             module.checks_eot = check

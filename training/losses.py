@@ -316,8 +316,13 @@ def distillation_loss(
         now = (image @ texts.T, text @ images.T)
         before = (original_image @ original_texts.T, original_text @ original_images.T)
         divergences = [
-            F.kl_div(*((logit_scale * part).log_softmax(-1) for part in pair), reduction="batchmean", log_target=True)
-            for pair in zip(now, before, strict=True)
+            F.kl_div(
+                (logit_scale * found).log_softmax(-1),
+                (logit_scale * wanted).log_softmax(-1),
+                reduction="batchmean",
+                log_target=True,
+            )
+            for found, wanted in zip(now, before, strict=True)
         ]
     return (divergences[0] + divergences[1]) / 2
 

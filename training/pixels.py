@@ -29,13 +29,14 @@ class Pixels:
     def __init__(self, image_processor: Any) -> None:
         self.image_processor = image_processor
         size, crop = (getattr(image_processor, name, None) or {} for name in ("size", "crop_size"))
-        self._side, self._crop = size.get("shortest_edge"), (crop.get("height"), crop.get("width"))
+        # 0 where the processor has no such setting
+        self._side: int = size.get("shortest_edge") or 0
+        self._crop: tuple[int, int] = (crop.get("height") or 0, crop.get("width") or 0)
         self._is_clips = (
             image_processor.do_resize
             and image_processor.do_center_crop
             and image_processor.resample == Image.Resampling.BICUBIC
-            and None not in (self._side, *self._crop)
-            and max(self._crop) <= self._side
+            and 0 < min(self._crop) <= max(self._crop) <= self._side
             and all(size.get(name) is None for name in ("longest_edge", "height", "width"))
         )
         # A row of all bytes, as a picture of one channel after the other.

@@ -46,8 +46,10 @@ def step_loss(
     terms, variance_kept = _strategy_loss(args, embeddings.short, unit, original, gathered)
     if args.distillation:
         assert original is not None and original.image is not None and unit.short is not None
-        own = [unit.image, unit.short, *(F.normalize(part, dim=-1) for part in (original.image, original.short))]
-        distilled = distillation_loss(*own, original.logit_scale.exp(), [gathered[part] for part in own])
+        before = [F.normalize(part, dim=-1) for part in (original.image, original.short)]
+        everyone = [gathered[part] for part in (unit.image, unit.short, *before)]
+        scale = original.logit_scale.exp()
+        distilled = distillation_loss(unit.image, unit.short, before[0], before[1], scale, everyone)
         terms = terms._replace(loss=terms.loss + args.distillation * distilled, distillation=distilled)
     return terms, variance_kept
 

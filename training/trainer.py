@@ -126,9 +126,8 @@ class LongCLIPTrainer(SavingTrainer):
         clip = clip_of(self.model)
         self.caption_length = args.caption_length(clip.config.text_config.max_position_embeddings)
         if data_collator is None:
-            tokenizer, image_processor = processing_class.tokenizer, processing_class.image_processor
-            drawn = {"sentences": args.draws_sentences}
-            self.data_collator = CaptionCollator(tokenizer, image_processor, self.caption_length, **drawn)
+            parts = processing_class.tokenizer, processing_class.image_processor
+            self.data_collator = CaptionCollator(*parts, self.caption_length, sentences=args.draws_sentences)
         check_collator(self.data_collator, args, self.caption_length)
         if self.is_fsdp_enabled:
             refuse_what_fsdp_cannot_save(self, keeps_copy=self._original is not None)

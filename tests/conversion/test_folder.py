@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from transformers import AutoProcessor, AutoTokenizer, CLIPTokenizerFast
 from examples.random_clip import SENTENCES
 from longclip_hf.conversion import folder as folder_module
 from longclip_hf.conversion.folder import write_card, write_code, write_image_processor, write_tokenizer
-from longclip_hf.errors import ConversionError, LongCLIPError
+from longclip_hf.conversion.parity import prove_same_ids
+from longclip_hf.errors import ConversionError, LongCLIPError, ProofError
 
 slow_tokenizer = pytest.mark.skipif(
     int(transformers.__version__.split(".")[0]) >= 5,
@@ -122,7 +124,7 @@ class TestTokenizer:
 
     def test_says_the_end_of_text(self, tokenizer_source: Path, tmp_path: Path) -> None:
         (tmp_path / "other").mkdir()
-        assert write_tokenizer(tmp_path / "other", tokenizer_source, "source", 100) == 758
+        assert write_tokenizer(tmp_path / "other", tokenizer_source, "source", 100).eos_token_id == 758
         assert json.loads((tmp_path / "other" / "tokenizer_config.json").read_text())["model_max_length"] == 100
 
     def test_writes_the_same_bytes_again_and_from_what_it_wrote(
@@ -148,7 +150,7 @@ class TestTokenizer:
         for name in ("source", "written"):
             (tmp_path / name).mkdir()
         (tmp_path / "source" / "tokenizer.json").write_text(json.dumps(rest | {"model": model}))
-        assert write_tokenizer(tmp_path / "written", tmp_path / "source", "source", 248) == 4
+        assert write_tokenizer(tmp_path / "written", tmp_path / "source", "source", 248).eos_token_id == 4
         texts = {name: content.decode() for name, content in tree(tmp_path / "written").items()}
         special = {
             "bos_token": "<|startoftext|>",
@@ -175,16 +177,41 @@ class TestTokenizer:
         assert not {"name_or_path", "special_tokens_map_file", "tokenizer_file", "is_local"} & config.keys()
         assert config["processor_class"] == "CLIPProcessor"
 
-    def test_a_pad_token_of_its_own_stays(self, clip_folder: Path, tmp_path: Path) -> None:
-        """As in the text towers of Stable Diffusion 2, which pad with "!"."""
+    @pytest.mark.parametrize("names", [["special_tokens_map"], ["special_tokens_map", "tokenizer_config"]])
+    def test_a_pad_token_of_its_own_stays(self, names: list[str], clip_folder: Path, tmp_path: Path) -> None:
+        """As in the text towers of Stable Diffusion 2, whose special_tokens_map.json alone pads with "!"."""
         source = tmp_path / "source"
         shutil.copytree(clip_folder, source)
-        config = json.loads((source / "tokenizer_config.json").read_text())
-        (source / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": "!"}))
+        for name in names:
+            settings = json.loads((source / f"{name}.json").read_text())
+            (source / f"{name}.json").write_text(json.dumps(settings | {"pad_token": "!"}))
         (tmp_path / "written").mkdir()
         write_tokenizer(tmp_path / "written", source, "source", 248)
         ours = AutoTokenizer.from_pretrained(tmp_path / "written")
         assert (ours.pad_token, ours.pad_token_id) == ("!", json.loads((source / "vocab.json").read_text())["!"])
+
+    @pytest.mark.parametrize("form", [_only_slow, _all], ids=["only_slow", "all"])
+    def test_added_tokens_stay(self, form: Callable[[Path], None], clip_folder: Path, tmp_path: Path) -> None:
+        """In added_tokens.json alone: a tokenizer.json of another day does not have them."""
+        source, written = tmp_path / "source", tmp_path / "written"
+        shutil.copytree(clip_folder, source)
+        written.mkdir()
+        form(source)
+        added = {"<thing>": 759, "<other thing>": 760}
+        (source / "added_tokens.json").write_text(json.dumps(added))
+        proof = write_tokenizer(written, source, "source", 248).proof
+        assert proof == "equal ids to the source's for 11 texts, with each of 4 added tokens"
+        assert json.loads((written / "added_tokens.json").read_text()) == added
+        text = "an <other thing> beside a <thing>s"
+        for use_fast in (True, False):
+            theirs, ours = (AutoTokenizer.from_pretrained(place, use_fast=use_fast) for place in (source, written))
+            assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+            assert {759, 760} < set(ours(text)["input_ids"])
+        (written / "added_tokens.json").unlink()
+        if form is _all:  # as it was written before
+            lost = AutoTokenizer.from_pretrained(written)
+            with pytest.raises(ProofError, match=r"gives 2 of 11 texts other ids .* 'A photo of <other thing> beside"):
+                prove_same_ids(lost, AutoTokenizer.from_pretrained(source))
 
     @pytest.mark.parametrize(
         ("files", "message"),

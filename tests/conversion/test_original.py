@@ -365,6 +365,42 @@ class TestRoundTrip:
         assert json.loads(before["config.json"])["text_config"] == json.loads(after["config.json"])["text_config"]
         assert not list(tmp_path.glob(".*"))
 
+    @pytest.mark.parametrize(
+        ("rows", "advice"),
+        [
+            (77, "OpenAI's code loads it: clip.model.build_model(torch.load('{}', map_location='cpu')). Long-CLIP's "),
+            (248, "The released code loads it: longclip.load('{}')."),
+            (305, "The released code is written for 248 positions and loads no 305: replace 248 in its model/"),
+        ],
+    )
+    def test_what_loads_it_is_said(
+        self, rows: int, advice: str, tokenizer: Path, vocab_size: int, tmp_path: Path
+    ) -> None:
+        state = random_state(
+            (64, 256, 1), (128, 512, 1), (32, 16), 24, vocab_size, rows=rows, tables=1 if rows == 77 else 2
+        )
+        torch.save(state, tmp_path / "x.pt")
+        options = {"activation": "quick_gelu", "image_statistics": "openai"} if rows == 77 else {}
+        convert(str(tmp_path / "x.pt"), tmp_path / "out", tokenizer=str(tokenizer), **options)
+        report = convert_back(str(tmp_path / "out"), tmp_path / "back.pt", "original")
+        assert report.advice.startswith(advice.format(tmp_path / "back.pt"))
+
+    @pytest.mark.parametrize("tower", ["text", "image"])
+    def test_an_mlp_that_the_original_cannot_build(
+        self, tower: str, tokenizer: Path, vocab_size: int, tmp_path: Path
+    ) -> None:
+        """Its blocks are of `d_model * 4`, whatever the tensors say."""
+        mlp = {"text": 256, "image": 512} | {tower: 192}
+        state = random_state((64, mlp["text"], 1), (128, mlp["image"], 1), (32, 16), 24, vocab_size)
+        torch.save(state, tmp_path / "x.pt")
+        convert(str(tmp_path / "x.pt"), tmp_path / "out", tokenizer=str(tokenizer))
+        width = {"text": 64, "image": 128}[tower]
+        message = rf"has an MLP of 192 in the {tower} tower, not 4 x its width {width}: .*Use --to open_clip"
+        with pytest.raises(ConversionError, match=message):
+            convert_back(str(tmp_path / "out"), tmp_path / "back.pt", "original")
+        assert {file.name for file in tmp_path.iterdir()} == {"x.pt", "out"}
+        convert_back(str(tmp_path / "out"), tmp_path / "open-clip", "open_clip")
+
     def test_a_text_tower_has_no_other_layout(self, tmp_path: Path, clip_folder: Path) -> None:
         from transformers import CLIPTextModel
 
@@ -400,11 +436,48 @@ class TestPlainClip:
         assert back.keys() == state.keys()
         assert all(torch.equal(back[name], mixed[name].float()) for name in state)
 
+    def test_image_statistics_are_never_guessed(self, tokenizer: Path, vocab_size: int, tmp_path: Path) -> None:
+        """A state dict of OpenCLIP without its configuration: the base model's mean and std may be others."""
+        state = random_state((64, 256, 1), (128, 512, 1), (32, 16), 24, vocab_size, rows=77, tables=1)
+        torch.save(state, tmp_path / "clip.bin")
+        command = [str(tmp_path / "clip.bin"), "--output", str(tmp_path / "clip"), "--tokenizer", str(tokenizer)]
+        command += ["--activation", "gelu"]
+        with pytest.raises(ConversionError, match=r"clip.bin does not say the mean .* --image-statistics openai for"):
+            convert(str(tmp_path / "clip.bin"), tmp_path / "clip", tokenizer=str(tokenizer), activation="gelu")
+        assert main(command) == 2 and not (tmp_path / "clip").exists()
+        for name, mean, std in (("inception", [0.5] * 3, [0.5] * 3), ("imagenet", [0.485, 0.456, 0.406], None)):
+            assert main([*command, "--image-statistics", name, "--overwrite"]) == 0
+            images = json.loads((tmp_path / "clip" / "preprocessor_config.json").read_text())
+            assert images["image_mean"] == mean and images["image_std"] == (std or [0.229, 0.224, 0.225])
+
+    def test_open_clips_defaults_where_its_configuration_is_silent(
+        self, tokenizer: Path, vocab_size: int, tmp_path: Path
+    ) -> None:
+        """OpenCLIP's own, and not those of the folder that the tokenizer comes from."""
+        state = random_state((64, 256, 1), (128, 512, 1), (32, 16), 24, vocab_size, rows=77, tables=1)
+        torch.save(state, tmp_path / "clip.bin")
+        model_cfg = {"embed_dim": 24, "vision_cfg": {"image_size": 32}, "text_cfg": {"context_length": 77}}
+        base = Path(shutil.copytree(tokenizer, tmp_path / "base"))
+        images = json.loads((base / "preprocessor_config.json").read_text())
+        images |= {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "resample": 2}
+        (base / "preprocessor_config.json").write_text(json.dumps(images))
+        for preprocess, mean in (({}, [0.48145466, 0.4578275, 0.40821073]), ({"mean": [0.5] * 3}, [0.5] * 3)):
+            config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
+            (tmp_path / OPEN_CLIP_CONFIG).write_text(json.dumps(config))
+            report = convert(str(tmp_path / "clip.bin"), tmp_path / "out", tokenizer=str(base), overwrite=True)
+            images = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+            std = [0.26862954, 0.26130258, 0.27577711]
+            assert (images["image_mean"], images["image_std"], images["resample"]) == (mean, std, 3)
+            assert report.facts["image mean, std"] == f"{mean}, {std} (by open_clip_config.json)"
+
     def test_the_card_beside_it_travels(self, tokenizer: Path, vocab_size: int, tmp_path: Path) -> None:
         state = random_state((64, 256, 1), (128, 512, 1), (32, 16), 24, vocab_size, rows=77, tables=1)
         torch.save(state, tmp_path / "clip.bin")
         (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nA CLIP.\n")
-        report = convert(str(tmp_path / "clip.bin"), tmp_path / "clip", tokenizer=str(tokenizer), activation="gelu")
+        report = convert(
+            str(tmp_path / "clip.bin"), tmp_path / "clip", tokenizer=str(tokenizer), activation="gelu",
+            image_statistics="openai",
+        )  # fmt: skip
         assert report.facts["licence"] == "mit"
         stretch(str(tmp_path / "clip"), tmp_path / "long")
         assert "license: mit" in (tmp_path / "long" / "README.md").read_text()
@@ -533,6 +606,7 @@ class TestOptions:
             (["--keep", "-1"], "keep must be within 0 ... 76"),
             (["--revision", "main"], "--revision main is for Hub ids"),
             (["--activation", "gelu"], "has quick_gelu. Leave it out"),
+            (["--image-statistics", "inception"], "--image-statistics inception, and the layout .* Leave it out"),
             (["--to", "original", "--keep", "3", "--dtype", "float16"], "--to original takes no keep, dtype"),
             (["--to", "original"], "is a file. Name the folder that holds it"),
             (["--tokenizer", "./nowhere"], "./nowhere: no such folder"),

@@ -18,7 +18,14 @@ import torch
 from conftest import run_python
 from hub_server import HubServer
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizerFast,
+)
 
 from examples.random_clip import SENTENCES, SIZES, write_checkpoint
 from longclip_hf.conversion import folder as folder_module
@@ -36,7 +43,7 @@ Edit = Callable[..., None]
 Patch = pytest.MonkeyPatch
 
 CHECKOUT = Path(__file__).parents[2]
-CLAIMS = ("kept rows", "stretched rows", "other tensors", "short texts")
+CLAIMS = ("kept rows", "stretched rows", "other tensors", "short texts", "token ids")
 FILES = {
     "README.md", "compat.py", "config.json", "configuration_longclip.py", "defaults.py", "merges.txt",
     "model.safetensors", "modeling_longclip.py", "preprocessor_config.json", "special_tokens_map.json",
@@ -113,6 +120,10 @@ class TestResult:
         )
         assert proofs["other tensors"] == "77 tensors, 0.3 MB, bit-identical"
         assert proofs["short texts"].startswith("texts of 3, 8, 14, 20 tokens: largest change 0.0")
+        # The two special tokens are all that was added to the vocabulary.
+        assert re.fullmatch(
+            r"equal ids to the source's for \d+ texts, with each of 2 added tokens", proofs["token ids"]
+        )
         assert "77 -> 248" in out
         assert out.splitlines()[-2:] == [
             f"Load it with AutoModel.from_pretrained('{tmp_path}/long', trust_remote_code=True), or as plain CLIP.",
@@ -615,8 +626,16 @@ class TestRefused:
             config.text_config.hidden_act = "relu"
             write_config(work, config, *args)
 
-        write_config = folder_module.write_config
-        if claim == "short texts":
+        def wrong_words(file: Path, value: dict) -> None:
+            if file.name == "tokenizer.json":
+                vocab = value["model"]["vocab"]
+                vocab["a</w>"], vocab["b</w>"] = vocab["b</w>"], vocab["a</w>"]
+            write_json(file, value)
+
+        write_config, write_json = folder_module.write_config, folder_module.write_json
+        if claim == "token ids":
+            monkeypatch.setattr(folder_module, "write_json", wrong_words)
+        elif claim == "short texts":
             monkeypatch.setattr(folder_module, "write_config", wrong_config)
         else:
             monkeypatch.setattr(tensors, "write_safetensors", wrongly)
@@ -626,6 +645,7 @@ class TestRefused:
             "stretched rows": "The stretched rows differ from eq. 2 by 5.00e-01",
             "other tensors": "1 tensors differ from the source after writing: logit_scale",
             "short texts": "The features of texts of [3, 8, 14, 20] tokens changed",
+            "token ids": "gives 4 of 9 texts other ids than its source, the first of them 'A brown dog",
         }
         assert expected[claim] in message
         assert names(tmp_path) == set()
@@ -737,6 +757,12 @@ class TestProcess:
         if form == "bin":
             torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
             (source / "model.safetensors").unlink()
+            # It has not the token of added_tokens.json, which transformers adds to it.
+            built = CLIPTokenizerFast.from_pretrained(source)
+            (source / "tokenizer.json").write_text(built.backend_tokenizer.to_str())
+        token = json.dumps({"<thing>": len(json.loads((source / "vocab.json").read_text()))})
+        (source / "added_tokens.json").write_text(token)
+        files = FILES | {"added_tokens.json"}
         with HubServer(tmp_path / "hub", lfs_threshold=100_000) as hub:
             wanted = hub.add_repo("user/clip", source)
             (source / "config.json").write_text("{}")
@@ -748,11 +774,17 @@ class TestProcess:
                 cwd=tmp_path,
             )
             pushed = hub.files("user/long")
-            assert pushed.keys() == FILES | {".gitattributes"}
+            assert pushed.keys() == files | {".gitattributes"}
             output = tmp_path / "long-clip"
-            assert all(pushed[name].read_bytes() == (output / name).read_bytes() for name in FILES)
+            assert all(pushed[name].read_bytes() == (output / name).read_bytes() for name in files)
             assert not any(name in path for name in ("flax", "tf_model", "training.log") for _, path in hub.requests)
         old, new = load_file(clip_folder / "model.safetensors"), load_file(output / "model.safetensors")
         assert [name for name in old if not torch.equal(old[name], new[name])] == [POSITION_TABLE]
         card = (output / "README.md").read_text()
         assert "base_model: user/clip" in card and "license: mit" in card
+        assert "with each of 3 added tokens" in card
+        for use_fast in (True, False):
+            theirs, ours = (AutoTokenizer.from_pretrained(folder, use_fast=use_fast) for folder in (source, output))
+            ids = theirs("a <thing> on the <thing>s")["input_ids"]
+            assert ids == ours("a <thing> on the <thing>s")["input_ids"]
+            assert ids.count(theirs.convert_tokens_to_ids("<thing>")) == 2

@@ -5,7 +5,15 @@ import torch
 from sklearn.metrics import top_k_accuracy_score
 from torch.nn import functional as F
 
-from longclip_hf.evaluation.classification import accuracy, class_embeddings, classification_ranks
+from longclip_hf.evaluation.classification import (
+    accuracy,
+    class_embeddings,
+    classification_ranks,
+    mean_per_class_recall,
+)
+from longclip_hf.evaluation.retrieval import Ranks
+from longclip_hf.evaluation.scores import differences, measure_classification
+from longclip_hf.results import Value
 
 
 def test_class_embeddings_by_hand() -> None:
@@ -31,6 +39,30 @@ def test_accuracy_by_hand() -> None:
     assert ranks.tied.tolist() == [1, 0, 1, 0, 0]
     assert ranks.hits(1).tolist() == [False, True, False, True, False]
     assert accuracy(ranks, (1, 2, 5)) == {"top1": 2 / 5, "top2": 4 / 5, "top5": 1.0, "tied": 2.0}
+
+
+def test_mean_per_class_recall_by_hand() -> None:
+    """Class 0: 3 of 4, class 2: 0 of 1, class 3: 1 of 2; class 1 has no image. (3/4 + 0 + 1/2) / 3; 4/7 are right."""
+    right = torch.tensor([True, True, True, False, False, True, False])
+    labels = torch.tensor([0, 0, 0, 0, 2, 3, 3])
+    assert mean_per_class_recall(right, labels) == pytest.approx(5 / 12)
+    order = torch.tensor([6, 0, 4, 2, 5, 1, 3])
+    assert mean_per_class_recall(right[order], labels[order]) == pytest.approx(5 / 12)
+    assert mean_per_class_recall(torch.tensor([True, False]), torch.tensor([0, 1])) == 0.5
+
+
+def test_its_interval_and_differences() -> None:
+    """It stays within 0 ... 1 where all are right, and pairs models image by image."""
+    labels, none = torch.tensor([0, 0, 0, 0, 2, 3, 3]), torch.zeros(7, dtype=torch.long)
+    first = measure_classification(Ranks(none, none, 1 / (none + 1.0)), labels)
+    assert first.values["mean_per_class_recall"] == Value(1, 1, 1)
+    best = torch.tensor([0, 0, 0, 1, 1, 0, 1])
+    second = measure_classification(Ranks(best, none, 1 / (best + 1.0)), labels)
+    value = second.values["mean_per_class_recall"]
+    assert value.value == pytest.approx(5 / 12)
+    found = {d.metric: d.value for d in differences("second", second, "first", first, "x")}
+    assert found["mean_per_class_recall"].value == pytest.approx(5 / 12 - 1)
+    assert value.low is not None and found["mean_per_class_recall"].low == pytest.approx(value.low - 1)
 
 
 @pytest.mark.parametrize("block", [7, 64, 1024])

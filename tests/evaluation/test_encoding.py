@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers import AutoProcessor, CLIPModel, CLIPTextModelWithProjection, 
 
 from examples.random_clip import SENTENCES, write_image_settings, write_tokenizer
 from longclip_hf.errors import EncodingError
+from longclip_hf.evaluation import loading
 from longclip_hf.evaluation.benchmarks import ImageFile
 from longclip_hf.evaluation.encoding import Encoder
 from longclip_hf.evaluation.feature_store import FeatureStore
@@ -287,6 +289,42 @@ class TestStore:
         first.encode_texts(["a dog"])
         second.encode_texts(["a dog"])
         assert second.encoded["text"] == 0
+
+    def test_edited_code_encodes_anew(
+        self, longclip_folder: Path, store: FeatureStore, copy_of: Callable[[Path], Path]
+    ) -> None:
+        """The weights, settings and names stay as they are."""
+        folder = copy_of(longclip_folder)
+        first = make_encoder(folder, store=store, trust_remote_code=True)
+        before = first.encode_texts(["a dog"]).embeds
+        file = folder / "modeling_longclip.py"
+        code = file.read_text()
+        file.write_text(
+            f"{code}\nfrom .compat import features\n"
+            "own = LongCLIPModel.get_text_features\n"
+            "LongCLIPModel.get_text_features = lambda self, **inputs: 2 * features(own(self, **inputs))\n"
+        )
+        # With the same configuration, transformers would take the class that this process has already.
+        configuration = folder / "configuration_longclip.py"
+        settings = configuration.read_text()
+        configuration.write_text(f"{settings}# edited\n")
+        second = make_encoder(folder, store=store, trust_remote_code=True)
+        assert second.fingerprint == first.fingerprint and second.model_class == first.model_class
+        torch.testing.assert_close(second.encode_texts(["a dog"]).embeds, 2 * before, **CLOSE)
+        file.write_text(code)
+        configuration.write_text(settings)
+        third = make_encoder(folder, store=store, trust_remote_code=True)
+        assert torch.equal(third.encode_texts(["a dog"]).embeds, before) and third.stored["text"] == 1
+
+    @pytest.mark.parametrize("package", ["pillow", "torch", "transformers"])
+    def test_another_version_encodes_anew(
+        self, package: str, longclip_folder: Path, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_encoder(longclip_folder, store=store).encode_texts(["a dog"])
+        monkeypatch.setattr(loading, "version", lambda name: "0.0" if name == package else version(name))
+        second = make_encoder(longclip_folder, store=store)
+        second.encode_texts(["a dog"])
+        assert second.encoded["text"] == 1
 
     @pytest.mark.parametrize("tower", ["text", "image"])
     def test_what_is_not_finite_is_named_and_not_stored(

@@ -65,15 +65,19 @@ def test_classification(tmp_path: Path) -> None:
 
 def test_effective_length(tmp_path: Path) -> None:
     lengths = [10, 20, 30]
-    hits = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 1, 1], [0, 0, 0]], dtype=torch.bool)
+    hits = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 1, 1], [0, 1, 1]], dtype=torch.bool)
     groups = torch.tensor([0, 0, 1, 2])
     results = metric("effective_length", tmp_path).compute(hits=hits, image_of=groups, lengths=lengths)
-    value, low, high = effective_length(hits.T, lengths, groups).effective
+    effective = effective_length(hits.T, lengths, groups).effective
+    assert effective is not None
+    value, low, high = effective
     assert results == {
         "effective_length": value, "effective_length_low": low, "effective_length_high": high,
-        "r1_at_10": 0.25, "r1_at_20": 0.75, "r1_at_30": 0.75,
+        "r1_at_10": 0.25, "r1_at_20": 1, "r1_at_30": 1,
     }  # fmt: skip
     assert value == 20
+    flat = metric("effective_length", tmp_path).compute(hits=hits[:, 1:], image_of=groups, lengths=lengths[1:])
+    assert flat["effective_length"] is flat["effective_length_low"] is None
 
 
 def test_errors_come_through(tmp_path: Path) -> None:
@@ -97,10 +101,10 @@ def test_loaded_from_the_file_offline(tmp_path: Path) -> None:
         f"""
 import json, evaluate, torch
 metric = evaluate.load({str(FILE)!r}, "effective_length")
-print(json.dumps(metric.compute(hits=[[0, 1], [1, 1]], image_of=[0, 1], lengths=[10, 20])))
+print(json.dumps(metric.compute(hits=[[0, 1], [0, 1]], image_of=[0, 1], lengths=[10, 20])))
 """,
         env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
     )
     assert json.loads(printed) == {
-        "effective_length": 20, "effective_length_low": 10, "effective_length_high": 20, "r1_at_10": 0.5, "r1_at_20": 1
+        "effective_length": 20, "effective_length_low": 20, "effective_length_high": 20, "r1_at_10": 0, "r1_at_20": 1
     }  # fmt: skip

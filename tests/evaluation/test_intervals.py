@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from longclip_hf.evaluation.intervals import (
+    bootstrap_class_means,
     bootstrap_interval,
     bootstrap_means,
     bootstrap_medians,
@@ -20,6 +21,18 @@ class TestByHand:
         assert values.tolist() == [0, 0.5, 1]
         assert (counts / 4000).tolist() == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
         assert bootstrap_interval(torch.tensor([0, 1])) == (0.5, 0.0, 1.0)
+
+    def test_classes(self) -> None:
+        """Of a hit of class 0 and a miss of class 1: both hits 1, both misses 0, one of each 1/2."""
+        means = bootstrap_class_means(torch.tensor([1.0, 0.0]), torch.tensor([0, 1]), resamples=4000)
+        values, counts = means.unique(return_counts=True)
+        assert values.tolist() == [0, 0.5, 1]
+        assert (counts / 4000).tolist() == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+        # Two hits of class 0, a miss of class 1: it is drawn never (8/27), always (1/27), or beside class 0.
+        means = bootstrap_class_means(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0, 0, 4]), resamples=4000)
+        values, counts = means.unique(return_counts=True)
+        assert values.tolist() == [0, 0.5, 1]
+        assert (counts / 4000).tolist() == pytest.approx([1 / 27, 18 / 27, 8 / 27], abs=0.03)
 
     def test_groups_of_different_sizes(self) -> None:
         """Image 9 has one caption, a miss; image 4 has three, all hits: 0/2, 3/4, 3/4, 6/6."""

@@ -1,6 +1,8 @@
 """The command: checkpoints side by side, on a source of one's own and on a named benchmark."""
 
+import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,18 @@ import fork_server
 import pytest
 import torch
 from caption_files import imagefolder, make_rows, png
-from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
 from longclip_hf.evaluation import run
 from longclip_hf.evaluation.benchmarks import load_benchmark
+from longclip_hf.evaluation.encoding import Encoder
 from longclip_hf.images import decode_image
-from longclip_hf.results import Results, read_results
+from longclip_hf.results import Results, Value, read_results
 from modeling_longclip.compat import features
 
-QUICK = ["--resamples", "50", "--device", "cpu"]
+QUICK = ["--resamples", "100", "--device", "cpu"]
 ROWS = 12
 LONG = "It stands beside a wide road with trees, and people walk by. " * 8  # beyond 77 tokens, not beyond 248
 
@@ -94,6 +97,7 @@ def test_what_is_counted(results: Results, clip_folder: Path) -> None:
         for way, curve in score.effective_length.recall.items():
             assert curve[-1].value == score.metrics[f"{way}_r1"].value
         for value in score.metrics.values():
+            assert value.low is not None and value.high is not None
             assert value.low <= value.value <= value.high
     assert {d.metric for d in results.differences} >= {"i2t_r1", "t2i_r10", "t2i_map"}
     for difference in results.differences:
@@ -134,8 +138,11 @@ def test_zero_shot_classification(photos: Path, longclip_folder: Path, tmp_path:
     results = read_results(tmp_path / "out" / "results.json")
     assert results.benchmarks[0].classes == 2 and results.benchmarks[0].images == 6
     assert results.scores[0].metrics["top5"].value == 1
+    assert "2 templates (templates.txt: `a photo of a {}.`, `a drawing of a {}.`)" in results.benchmarks[0].definition
     right = 6 * results.scores[0].metrics["top1"].value
     assert right == pytest.approx(round(right), abs=1e-4)
+    # Both classes have three images.
+    assert results.scores[0].metrics["mean_per_class_recall"].value == results.scores[0].metrics["top1"].value
 
 
 def test_equal_images_are_reported(longclip_folder: Path, tmp_path: Path) -> None:
@@ -194,6 +201,147 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_one(longclip_folder: Pat
     assert "images in the folder that no row names, left out: 1" in notes, notes
 
 
+class TestOutputs:
+    @pytest.fixture
+    def given(self, photos: Path, longclip_folder: Path, tmp_path: Path) -> list[str]:
+        words = [longclip_folder, "--benchmark", photos, "--output", tmp_path / "out", "--no_effective_length", *QUICK]
+        return [str(word) for word in words]
+
+    @pytest.mark.parametrize("name", ["results.json", "report.md", "recall.png", "report.html"])
+    def test_what_others_wrote_is_not_overwritten(
+        self, name: str, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """It is said before anything is encoded."""
+        monkeypatch.setattr("longclip_hf.evaluation.encoding.Encoder.__init__", lambda *_, **__: pytest.fail("late"))
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / name).write_text('{"mine": 1}')
+        assert run.main([*given, "--html"]) == 2
+        said = capsys.readouterr().err
+        assert name in said and "name another --output" in said and said.count("\n") == 1
+        assert [(file.name, file.read_text()) for file in (tmp_path / "out").iterdir()] == [(name, '{"mine": 1}')]
+
+    def test_what_an_earlier_run_wrote_is_replaced_and_the_rest_stays(self, given: list[str], tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "report.html").write_text("mine")  # this run writes none
+        assert run.main(given) == 0
+        first = read_results(out / "results.json")
+        assert first.files == ["lengths.png", "recall.png", "report.md"]
+        (out / "effective_length.png").write_text("mine")
+        assert run.main(given) == 2  # it could be written: that depends on the data
+        (out / "effective_length.png").rename(out / "another.png")
+        (out / "report.md").write_text("old")
+        assert run.main(given) == 0
+        assert (out / "report.md").read_text() != "old"
+        assert (out / "report.html").read_text() == (out / "another.png").read_text() == "mine"
+
+    def test_a_results_file_names_no_files_of_others(self, given: list[str], tmp_path: Path) -> None:
+        assert run.main(given) == 0
+        file = tmp_path / "out" / "results.json"
+        (tmp_path / "mine.txt").write_text("mine")
+        data = json.loads(file.read_text()) | {"files": ["../mine.txt", "report.md", "recall.png", "lengths.png"]}
+        file.write_text(json.dumps(data))
+        assert run.main(given) == 0
+        assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+class TestFailures:
+    @pytest.fixture
+    def broken(self, longclip_folder: Path, tmp_path: Path) -> Path:
+        """A model whose settings are whole and whose weights are not."""
+        folder = tmp_path / "broken"
+        shutil.copytree(longclip_folder, folder)
+        weights = load_file(folder / "model.safetensors")
+        save_file({key: weights[key] for key in list(weights)[1:]}, folder / "model.safetensors", {"format": "pt"})
+        return folder
+
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    def test_a_model_that_fails_does_not_cost_the_others(
+        self, place: int, broken: Path, photos: Path, clip_folder: Path, longclip_folder: Path, results: Results,
+        output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        models = [clip_folder, longclip_folder]
+        models.insert(place, broken)
+        given = [*models, "--benchmark", photos, "--output", tmp_path / "out", "--html", *QUICK]
+        assert run.main([str(word) for word in [*given, "--cache", output / "features"]]) == 2
+        said, last = capsys.readouterr().err.splitlines()
+        assert said.startswith("error: broken: ") and "are missing" in said
+        assert last.startswith("error: Not evaluated, for what is said above: broken; the other figures are in")
+        found = read_results(tmp_path / "out" / "results.json")
+        assert [(failure.model, failure.benchmark) for failure in found.failures] == [("broken", None)]
+        assert said.endswith(found.failures[0].error)
+        assert [score.metrics for score in found.scores] == [score.metrics for score in results.scores]
+        assert bool(found.differences) == (place > 0)  # to the first one
+        assert (tmp_path / "out" / "report.html").exists()
+        assert found.failures[0].error.split(":")[0] in (tmp_path / "out" / "report.md").read_text()
+
+    def test_nor_a_benchmark_the_others(
+        self, photos: Path, longclip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        damaged = tmp_path / "damaged"
+        shutil.copytree(photos, damaged)
+        next(damaged.glob("*.png")).write_bytes(b"no image")
+        given = [longclip_folder, "--benchmark", damaged, photos, "--output", tmp_path / "out"]
+        assert run.main([str(word) for word in [*given, "--no_effective_length", *QUICK]]) == 2
+        found = read_results(tmp_path / "out" / "results.json")
+        assert [info.name for info in found.benchmarks] == [score.benchmark for score in found.scores] == [str(photos)]
+        assert [failure.benchmark for failure in found.failures] == [str(damaged)]
+
+    def test_where_all_fail_nothing_is_written(
+        self, broken: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(broken, tmp_path / "other")
+        given = [broken, tmp_path / "other", "--benchmark", photos, "--output", tmp_path / "out", *QUICK]
+        assert run.main([str(word) for word in given]) == 2
+        assert capsys.readouterr().err.endswith("broken, other; nothing was written.\n")
+        assert not (tmp_path / "out" / "results.json").exists()
+
+    @pytest.mark.parametrize("missing", ["config.json", "preprocessor_config.json"])
+    def test_settings_are_checked_before_the_first_is_encoded(
+        self, missing: str, photos: Path, longclip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr("longclip_hf.evaluation.encoding.Encoder.__init__", lambda *_, **__: pytest.fail("late"))
+        shutil.copytree(longclip_folder, tmp_path / "second")
+        (tmp_path / "second" / missing).unlink()
+        given = [longclip_folder, tmp_path / "second", "--benchmark", photos, "--output", tmp_path / "out", *QUICK]
+        assert run.main([str(word) for word in given]) == 2
+        said = capsys.readouterr().err
+        assert str(tmp_path / "second") in said and said.count("\n") == 1
+
+    def test_imports_are_checked_before_the_first_is_encoded(
+        self, photos: Path, longclip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        find = importlib.util.find_spec
+        monkeypatch.setattr("longclip_hf.evaluation.encoding.Encoder.__init__", lambda *_, **__: pytest.fail("late"))
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, *of: None if name == "matplotlib" else find(name, *of)
+        )
+        given = [longclip_folder, "--benchmark", photos, "--output", tmp_path / "out", *QUICK]
+        assert run.main([str(word) for word in given]) == 2
+        assert "The report needs matplotlib" in capsys.readouterr().err
+
+    def test_results_are_written_after_each_model(
+        self, photos: Path, clip_folder: Path, longclip_folder: Path, output: Path, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """A run that is ended in its second model leaves the figures of the first."""
+        load = Encoder.__init__
+
+        def ended(self: Encoder, name: str, *args: Any, **options: Any) -> None:
+            if name == str(longclip_folder):
+                raise KeyboardInterrupt
+            load(self, name, *args, **options)
+
+        monkeypatch.setattr(Encoder, "__init__", ended)
+        given = [clip_folder, longclip_folder, "--benchmark", photos, "--output", tmp_path / "out", *QUICK]
+        assert run.main([str(word) for word in [*given, "--cache", output / "features"]]) == 130
+        found = read_results(tmp_path / "out" / "results.json")
+        assert [model.name for model in found.models] == [score.model for score in found.scores] == [clip_folder.name]
+
+
 def test_captions_are_prepared(longclip_folder: Path, tmp_path: Path) -> None:
     """As asked, and results.json says it."""
     (tmp_path / "photos").mkdir()
@@ -216,34 +364,31 @@ def test_captions_are_prepared(longclip_folder: Path, tmp_path: Path) -> None:
     assert lengths[0] != lengths[1]
 
 
-def test_bad_rows_are_skipped_when_asked(longclip_folder: Path, tmp_path: Path) -> None:
-    """They are counted in the notes and named in a file, and the 16 bits of another image are said too."""
-    (tmp_path / "photos").mkdir()
-    rows = make_rows(5)
-    rows[1]["bytes"] = rows[1]["bytes"][:60]
-    rows[2]["bytes"] = None
-    imagefolder(rows, tmp_path / "photos")
-    Image.new("I;16", (40, 32), 3000).save(tmp_path / "photos" / "0003.png")
-    given = [*map(str, (longclip_folder, "--benchmark", tmp_path / "photos")), "--no_effective_length", *QUICK]
-    given += ["--output", str(tmp_path / "out")]
-    assert run.main(given) == 2
-    assert run.main([*given, "--on_bad_row", "skip"]) == 0
-    (benchmark,) = read_results(tmp_path / "out" / "results.json").benchmarks
-    assert benchmark.images == 3
-    assert "rows left out, missing (bad_rows.jsonl): 1" in benchmark.notes
-    assert "rows left out, unreadable (bad_rows.jsonl): 1" in benchmark.notes
-    assert "images of more than 8 bits, scaled to 8 by the range of their values: 1" in benchmark.notes
-    bad = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
-    assert [row["cause"] for row in bad] == ["missing", "unreadable"]
-
-
-def test_one_image_has_no_curve(longclip_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("captions", [1, 3])
+def test_one_image_has_no_interval_and_no_curve(
+    captions: int, clip_folder: Path, longclip_folder: Path, tmp_path: Path
+) -> None:
+    """Nor has any number of captions of one image."""
     (tmp_path / "photos").mkdir()
     imagefolder(make_rows(1), tmp_path / "photos")
-    given = [longclip_folder, "--benchmark", tmp_path / "photos", "--output", tmp_path / "out", *QUICK]
+    row = {"file_name": "0000.png", "caption": "A sign.", **{f"more{n}": f"{LONG} {n}" for n in range(captions - 1)}}
+    (tmp_path / "photos" / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    given = [clip_folder, longclip_folder, "--benchmark", tmp_path / "photos", "--output", tmp_path / "out", "--html"]
+    given += ["--caption_column", "caption", *(f"more{number}" for number in range(captions - 1)), *QUICK]
     assert run.main([str(word) for word in given]) == 0
-    (score,) = read_results(tmp_path / "out" / "results.json").scores
-    assert score.effective_length is None and score.metrics["t2i_r1"].value == 1
+    results = read_results(tmp_path / "out" / "results.json")
+    for score in results.scores:
+        assert score.effective_length is None and score.metrics["t2i_r1"] == Value(1, None, None)
+    assert {(d.value.low, d.value.high) for d in results.differences} == {(None, None)}
+    assert "[" not in (tmp_path / "out" / "report.md").read_text().split("## Definitions")[0].replace("[95 %", "")
+
+
+def test_fewer_than_100_resamples_are_refused(
+    longclip_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run.main([str(longclip_folder), "--benchmark", str(photos), "--resamples", "99"])
+    assert "--resamples: must be 100 or more" in capsys.readouterr().err
 
 
 def test_rows_with_the_same_bytes_are_one_image(tmp_path: Path) -> None:

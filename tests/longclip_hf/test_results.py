@@ -74,7 +74,7 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(file: Path, monkeyp
 
 
 def test_shares_and_ranks() -> None:
-    assert len(METRICS) == 14
+    assert len(METRICS) == 15
     assert is_share("i2t_r1") and is_share("t2i_map") and is_share("top1")
     assert not is_share("t2i_median_rank") and not is_share("i2t_mean_rank")
 
@@ -114,6 +114,10 @@ BROKEN: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda data: data["scores"][0]["metrics"].update(i2t_r1={"value": 0.5, "low": 0.6, "high": 0.4}),
         r"the interval \[0\.6, 0\.4\], whose ends are the wrong way round",
     ),
+    "end": (
+        lambda data: data["scores"][0]["metrics"].update(i2t_r1={"value": 0.5, "low": 0.4, "high": None}),
+        r"the interval \[0\.4, None\], of which one end is missing",
+    ),
     "metric": (
         lambda data: data["scores"][0]["metrics"].update(i2t_r3={"value": 0.5, "low": 0.4, "high": 0.6}),
         "unknown metric 'i2t_r3', expected one of i2t_r1, i2t_r5",
@@ -141,6 +145,19 @@ def test_a_broken_file_is_refused_with_the_field(file: Path, case: str) -> None:
     with pytest.raises(ResultsError, match=message) as error:
         read_results(file)
     assert str(error.value).startswith(f"{file}: ")
+
+
+def test_what_has_no_interval_and_no_length(tmp_path: Path) -> None:
+    results = sample_results()
+    score = results.scores[0]
+    assert score.effective_length is not None
+    bare = Value(0.5, None, None)
+    curve = replace(score.effective_length, effective={"i2t": None, "t2i": None})
+    score = replace(score, metrics={"t2i_r1": bare}, effective_length=curve)
+    write_results(replace(results, scores=[score, *results.scores[1:]]), tmp_path / "results.json")
+    read = read_results(tmp_path / "results.json").scores[0]
+    assert read.metrics == {"t2i_r1": bare} and read.effective_length is not None
+    assert read.effective_length.effective == {"i2t": None, "t2i": None}
 
 
 def test_no_file_and_no_json(tmp_path: Path) -> None:

@@ -234,6 +234,7 @@ SAID = {
     "warmup_steps": (200, 200),
     "num_components": (32, 32),
     "strategy": ("primary-component", "primary-component"),
+    "first_sentence": ("released", "released"),
     "learning_rate": (1e-6, 1e-6),  # the paper's 1e-4 is a typo
     "lr_scheduler_type": ("cosine", "cosine"),
     "max_grad_norm": (0, 0),

@@ -1,0 +1,74 @@
+"""The files of a run: written as they come, and none of anybody else's deleted or overwritten."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longclip_hf.errors import FileError, ResultsError
+from longclip_hf.evaluation.report import write_report
+from longclip_hf.results import Results, read_results, write_results
+
+if TYPE_CHECKING:
+    from longclip_hf.evaluation.page import Miss
+
+RESULTS, PAGE = "results.json", "report.html"
+REPORTS = frozenset({"report.md", "effective_length.png", "recall.png", "lengths.png"})
+
+
+class Outputs:
+    """The folder of a run. results.json names the files that were written with it: those are replaced by the next run.
+
+    Args:
+        folder: need not exist.
+        html: whether report.html is to be written.
+
+    Raises:
+        FileError: if something is in the way that no run wrote.
+    """
+
+    def __init__(self, folder: Path, html: bool) -> None:
+        self.folder = folder
+        self.written: list[str] = []
+        self._earlier: frozenset[str]
+        self._planned = REPORTS | ({PAGE} if html else set())
+        try:
+            # Only names that a run writes: a results.json can come from anywhere.
+            self._earlier = self._planned.union({PAGE}).intersection(read_results(folder / RESULTS).files)
+        except ResultsError as error:
+            if (folder / RESULTS).exists():
+                said = str(error).rstrip(".")
+                raise FileError(f"{said}. It would be overwritten: move it away, or name another --output.") from error
+            self._earlier = frozenset()
+        foreign = [name for name in sorted(self._planned - self._earlier) if (folder / name).exists()]
+        if foreign:
+            raise FileError(
+                f"No evaluation that results.json of {folder} speaks of wrote {', '.join(foreign)}, and this one "
+                "would overwrite it: move it away, or name another --output."
+            )
+
+    def write_results(self, results: Results) -> None:
+        """results.json alone, with what there is so far; reports of an earlier run, which do not fit it, go."""
+        self._write(results, ())
+        for name in self._earlier:
+            (self.folder / name).unlink(missing_ok=True)
+        self._earlier = frozenset()
+
+    def write_all(self, results: Results, misses: "Iterable[Miss]", shown: int) -> None:
+        """results.json, the report with its plots, and the page, with so many misses; `written` then names them.
+
+        Raises:
+            ImportError: without matplotlib, or for a page without jinja2.
+        """
+        self._write(results, self._planned)  # before the files: a run that is killed between leaves nothing unknown
+        written = write_report(results, self.folder)
+        if PAGE in self._planned:
+            from longclip_hf.evaluation.page import write_page
+
+            write_page(results, misses, self.folder / PAGE, shown)
+            written.append(PAGE)
+        self._write(results, written)
+        self.written = [RESULTS, *written]
+
+    def _write(self, results: Results, files: Iterable[str]) -> None:
+        write_results(replace(results, files=sorted(files)), self.folder / RESULTS)
