@@ -850,7 +850,7 @@ def test_the_command_says_what_it_did(
     assert proofs["tokenizer_2"] == "cuts at 248 tokens, pads with '!' (id 0); ids of short prompts stay"
     assert "text_encoder_2: 77 -> 248 positions" in out
     assert out.endswith("Prompts have up to 248 tokens.\n")
-    assert f"StableDiffusionXLPipeline.from_pretrained('{tmp_path / 'long'}')" in out
+    assert f"StableDiffusionXLPipeline.from_pretrained('{tmp_path / '[red]long'}')" in out
 
 
 SNIPPETS = re.findall(
