@@ -1,4 +1,4 @@
-"""Benchmarks by name, by folder, and of any source that the library `datasets` reads.
+"""Benchmarks by name, and of any source of images with captions.
 
 `load_benchmark` gives images and captions (`Retrieval`), or images and classes (`Classification`). Nothing is decoded
 here, and nothing is left out without being counted in `notes`. docs/benchmarks.md is the table of `BENCHMARKS`.
@@ -13,10 +13,27 @@ from typing import Any, Literal
 
 from longclip_hf.errors import BenchmarkError, JSONListError
 from longclip_hf.evaluation import imagenet, readers
-from longclip_hf.evaluation.data import Classification, ImageFile, Retrieval, classification, retrieval
+from longclip_hf.evaluation.data import (
+    Classification,
+    ImageFile,
+    LeftOut,
+    Retrieval,
+    classification,
+    retrieval,
+    without_unreadable,
+)
 from longclip_hf.evaluation.sources import Columns, read_source
 
-__all__ = ["BENCHMARKS", "Benchmark", "Classification", "Columns", "ImageFile", "Retrieval", "load_benchmark"]
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "Classification",
+    "Columns",
+    "ImageFile",
+    "LeftOut",
+    "Retrieval",
+    "load_benchmark",
+]
 
 TEMPLATES_80 = "in the 80 ImageNet templates"
 
@@ -47,11 +64,17 @@ class Benchmark:
     template_words: str = TEMPLATES_80
 
     def load(
-        self, data: Path, *, class_names: Path | None = None, templates: Path | None = None
+        self,
+        data: Path,
+        *,
+        class_names: Path | None = None,
+        templates: Path | None = None,
+        left_out: LeftOut | None = None,
     ) -> Retrieval | Classification:
         """
         Args:
             data: the folder that the downloads were unpacked in.
+            left_out: takes the images that are missing; without it they are an error.
             class_names: lines of `class<TAB>name`, for a classification with other names than its own.
             templates: lines with one `{}`, for one with other templates.
 
@@ -66,6 +89,7 @@ class Benchmark:
             )
         try:
             found = self.read(data.expanduser())
+            found = self._there(found, left_out or LeftOut())
         except readers.NotThere as error:
             raise BenchmarkError(f"{self.title}: {error}. {self._remedy}") from error
         except (KeyError, IndexError, TypeError, AttributeError, JSONListError) as error:
@@ -110,6 +134,19 @@ class Benchmark:
             rule = rule.replace(self.template_words, f"in the user's {len(used)} {many} ({templates.name}: {shown})")
         return rule
 
+    def _there(self, found: Any, left_out: LeftOut) -> Any:
+        """What was found without the images that are missing."""
+        pairs = list(found if self.kind == "retrieval" else found.images)
+        missing = [image for image, _ in pairs if not image.is_there]
+        if missing and (not left_out.skip or len(missing) == len(pairs)):
+            raise readers.NotThere(
+                f"{len(missing)} of {len(pairs)} images are missing, the first is {missing[0].name}"
+            )
+        for image in missing:
+            left_out.add(image.name, "missing", f"there is no image {image.name}.")
+        there = [pair for pair in pairs if pair[0].is_there]
+        return there if self.kind == "retrieval" else replace(found, images=there)
+
     @property
     def _remedy(self) -> str:
         return f"Expected below --data: {self.layout}. Download: {self.home}"
@@ -122,17 +159,19 @@ def load_benchmark(
     *,
     class_names: Path | None = None,
     templates: Path | None = None,
+    left_out: LeftOut | None = None,
 ) -> Retrieval | Classification:
-    """A benchmark by its name, or a retrieval benchmark made of a source that `datasets` reads.
+    """A benchmark by its name, or a retrieval benchmark made of any source of images with captions.
 
     Args:
-        source: one of `BENCHMARKS`; or a folder saved by `datasets`, a folder that it recognises (such as images with
-            a metadata.jsonl), a parquet, JSON or CSV file, or a Hub id.
+        source: one of `BENCHMARKS`; or a folder, a file or a Hub id that `longclip_hf.sources.open_source` reads.
         data: the folder that a named benchmark's downloads were unpacked in; for a source with paths of images,
             where relative ones begin (by default, beside the file).
-        columns: of a source, where they are not `image` and `caption`.
+        columns: of a source, where they are not obvious.
         class_names: a file with lines of `class<TAB>name`, for a classification with other names than its own.
         templates: a file with one template in a line, for one with other templates.
+        left_out: `LeftOut(skip=True)` takes rows that cannot be read, of which unreadable images are found by decoding
+            all; without it they are errors, unreadable images at encoding.
 
     Raises:
         BenchmarkError: for a name that nobody knows, a missing file, a column that is not there, or data that does not
@@ -151,12 +190,17 @@ def load_benchmark(
                 + (f"; {near[0]!r} is the nearest name" if near else "")
                 + f". Benchmarks: {', '.join(BENCHMARKS)}."
             )
-        return read_source(source, data, columns or Columns())
+        left_out = left_out or LeftOut()
+        found = read_source(source, data, columns or Columns(), left_out)
+        return without_unreadable(found, left_out) if left_out.skip else found
     if columns is not None:
         raise BenchmarkError(f"{benchmark.title} has no columns to choose: leave them out.")
     if data is None:
         raise BenchmarkError(f"{benchmark.title} needs --data. {benchmark._remedy}")
-    return benchmark.load(data, class_names=class_names, templates=templates)
+    loaded = benchmark.load(data, class_names=class_names, templates=templates, left_out=left_out)
+    if left_out is not None and left_out.skip and isinstance(loaded, Retrieval):
+        return without_unreadable(loaded, left_out)
+    return loaded
 
 
 # The table
