@@ -136,40 +136,39 @@ def image_key(value: Any) -> Any:
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
-        return len(value), hashlib.sha256(value).digest()
+        return len(value), hashlib.sha256(value).hexdigest()
     return value if isinstance(value, str) and value else None
 
 
-class BadRowLog:
-    """`bad_rows.jsonl`: a line for each bad row, which any number of processes write to.
+class RowLog:
+    """`bad_rows.jsonl`: a line for each bad row, which any number of processes write to; `rescaled_images.jsonl` too.
 
     Each process writes a row once. Rows that several met, or a run that was taken up again, are there more than once
     until `distinct` is called.
 
     Args:
-        file: where; it is made with the first bad row.
+        file: where; it is made with the first row.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._seen: set[str] = set()
 
-    def add(self, place: str, bad: BadRow) -> None:
+    def add(self, place: str, cause: str, detail: str) -> None:
         """Writes a row down, as whole lines only: other processes append at the same time."""
         if place not in self._seen:
             self._seen.add(place)
-            line = json.dumps({"row": place, "cause": bad.cause, "detail": bad.detail})
+            line = json.dumps({"row": place, "cause": cause, "detail": detail})
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("ab", buffering=0) as file:
                 file.write(f"{line}\n".encode())
 
-    def distinct(self) -> list[int]:
-        """Leaves every row in the file once, and counts them in the order of `BAD_ROW_CAUSES`."""
+    def distinct(self) -> Counter[str]:
+        """Leaves every row in the file once, and counts them by cause."""
         if not self.file.is_file():
-            return [0] * len(BAD_ROW_CAUSES)
+            return Counter()
         lines = self.file.read_text(encoding="utf-8").splitlines()
         rows = {row["row"]: row for row in map(json.loads, lines)}
         if len(rows) < len(lines):
             write_atomically(self.file, "".join(f"{json.dumps(row)}\n" for row in rows.values()).encode())
-        causes = Counter(row["cause"] for row in rows.values())
-        return [causes[cause] for cause in BAD_ROW_CAUSES]
+        return Counter(row["cause"] for row in rows.values())

@@ -23,7 +23,8 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from longclip_hf.errors import DataError
 from longclip_hf.image_files import ImageFiles
-from longclip_hf.rows import BAD_ROW_CAUSES, BadRow, BadRowLog, bad_rows_report, field, image_key, read_image, texts_of
+from longclip_hf.images import RESCALED
+from longclip_hf.rows import BAD_ROW_CAUSES, BadRow, RowLog, bad_rows_report, field, image_key, read_image, texts_of
 from longclip_hf.sentences import first_sentence
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class RowReader:
         target: of the side that the model sees, if images need not have more than twice that; see `decode_image`.
         first_sentence: of a long caption.
         prepare: done to every caption before, such as cleaning; see `longclip_hf.cleaning.preparation`.
+        rescaled: where images of more than 8 bits are written down.
     """
 
     image_column: str
@@ -63,6 +65,7 @@ class RowReader:
     target: int | None = None
     first_sentence: Callable[[str], str] = first_sentence
     prepare: Callable[[str], str] | None = None
+    rescaled: RowLog | None = None
 
     def __call__(self, row: Any, draw: int = 0) -> tuple[Any, str, str]:
         """
@@ -74,7 +77,10 @@ class RowReader:
             BadRow: if the row cannot be trained on.
         """
         caption, short = self.captions(row, draw)
-        image = read_image(self.image(row), self.files, self.max_image_pixels, self.target)
+        value = self.image(row)
+        image = read_image(value, self.files, self.max_image_pixels, self.target)
+        if self.rescaled is not None and RESCALED in image.info:
+            self.rescaled.add(str(image_key(value)), "rescaled", image.info[RESCALED])
         return (image if self.transform is None else self.transform(image)), caption, short
 
     def without_transform(self) -> "RowReader":
@@ -152,7 +158,7 @@ class CaptionRows(Dataset[CaptionRow]):
         *,
         places: Sequence[int] | None = None,
         seed: int = 0,
-        log: BadRowLog | None = None,
+        log: RowLog | None = None,
     ) -> None:
         self.rows = rows
         self.read = read
@@ -192,7 +198,7 @@ class CaptionRows(Dataset[CaptionRow]):
                     raise _forbid(place, bad) from bad
                 logger.info("%s: %s", place, bad)
                 if self.log is not None:
-                    self.log.add(place, bad)
+                    self.log.add(place, bad.cause, bad.detail)
                 counts[bad.index] += 1
                 last = bad
             else:
@@ -307,7 +313,7 @@ class CaptionStream(IterableDataset[CaptionRow]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        log: BadRowLog | None = None,
+        log: RowLog | None = None,
     ) -> None:
         self.rows = rows
         self.read = read
@@ -338,7 +344,7 @@ class CaptionStream(IterableDataset[CaptionRow]):
                         raise _forbid(place, bad) from bad
                     logger.info("%s: %s", place, bad)
                     if self.log is not None:
-                        self.log.add(place, bad)
+                        self.log.add(place, bad.cause, bad.detail)
                     counts[bad.index] += 1
                     last = bad
                 else:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from longclip_hf.errors import DataError
-from longclip_hf.rows import BAD_ROW_CAUSES, BadRow, BadRowLog, bad_rows_report, image_key
+from longclip_hf.rows import BAD_ROW_CAUSES, BadRow, RowLog, bad_rows_report, image_key
 from longclip_hf.training.captions import all_bad, shard_rows
 from longclip_hf.training.joined import Joined, JoinedReader
 from longclip_hf.training.settings import DataArguments
@@ -68,7 +68,7 @@ def other_images(rows: Any, read: Any, taken: Sequence[int], keys: Collection[An
     return np.setdiff1d(left, twice)  # type: ignore[return-value]
 
 
-def good_ones(rows: Any, places: Sequence[int], read: Any, log: BadRowLog | None) -> Sequence[int]:
+def good_ones(rows: Any, places: Sequence[int], read: Any, log: RowLog | None) -> Sequence[int]:
     """`places` without the bad rows. A substitute, as in training, would be a second right answer in retrieval.
 
     Raises:
@@ -81,7 +81,7 @@ def good_ones(rows: Any, places: Sequence[int], read: Any, log: BadRowLog | None
         except BadRow as bad:
             logger.info("held-out row %d: %s", place, bad)
             if log is not None:
-                log.add(f"held-out row {place}", bad)
+                log.add(f"held-out row {place}", bad.cause, bad.detail)
             counts[bad.index] += 1
             last = bad
         else:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from longclip_hf.cleaning import preparation
 from longclip_hf.errors import DataError
-from longclip_hf.rows import BadRowLog
+from longclip_hf.rows import RowLog
 from longclip_hf.sentences import first_sentence, released_first_sentence
 from longclip_hf.sources import find_columns, kind_of, only, open_source, place_of
 from longclip_hf.training.captions import CaptionRows, CaptionStream, RowReader
@@ -46,16 +46,16 @@ def load_rows(
             order of a table is its sampler's affair.
         rank, world_size: this process and how many there are, for a stream. A table is divided by its sampler. The
             held-out rows are the same on every process.
-        log: where bad rows are written down, such as `bad_rows.jsonl`.
+        log: where bad rows are written down, such as `bad_rows.jsonl`; beside it, images of more than 8 bits.
 
     Raises:
         DataError: if the rows or columns that `data` names are not there.
         ImportError: if `datasets` is not installed.
     """
-    rows, read = _open(data, data.train_split, transform, image_side)
-    written = BadRowLog(log) if log is not None else None
+    rows, read = _open(data, data.train_split, transform, image_side, log)
+    written = RowLog(log) if log is not None else None
     same = data.heldout_split in (None, data.train_split)
-    others, read_heldout = (rows, read) if same else _open(data, str(data.heldout_split), transform, image_side)
+    others, read_heldout = (rows, read) if same else _open(data, str(data.heldout_split), transform, image_side, log)
     heldout, places, end = held_out(others, data, seed)
     keys = keys_of(heldout, places, read_heldout)
     train: CaptionRows | CaptionStream
@@ -85,7 +85,7 @@ def load_rows(
 
 
 def _open(
-    data: DataArguments, split: str, transform: Callable[[Image.Image], Any] | None, side: int | None
+    data: DataArguments, split: str, transform: Callable[[Image.Image], Any] | None, side: int | None, log: Path | None
 ) -> tuple[Any, Any]:
     """Rows with images undecoded, and what reads them."""
     opened, readers = [], []
@@ -125,6 +125,7 @@ def _open(
                 side if data.reduced_decoding else None,
                 first_sentence if data.first_sentence == "punctuation" else released_first_sentence,
                 preparation(data.clean_captions, data.neutralise_special_tokens),
+                RowLog(log.with_name("rescaled_images.jsonl")) if log is not None else None,
             )
         )
     if len(opened) == 1:

@@ -229,7 +229,7 @@ def run(settings: Settings) -> dict[str, float]:
     import torch
     from transformers import AutoProcessor, PrinterCallback, TrainerCallback, set_seed
 
-    from longclip_hf.rows import BadRowLog, bad_rows_report
+    from longclip_hf.rows import BAD_ROW_CAUSES, RowLog, bad_rows_report
     from longclip_hf.training.caption_report import report_captions
     from longclip_hf.training.captions import CaptionStream
     from longclip_hf.training.checkpoints import last_complete_checkpoint
@@ -271,8 +271,10 @@ def run(settings: Settings) -> dict[str, float]:
     )
     resume = training.resume_from_checkpoint or last_complete_checkpoint(training.output_dir)
     bad_rows = Path(training.output_dir, "bad_rows.jsonl")
+    rescaled = bad_rows.with_name("rescaled_images.jsonl")
     if resume is None and training.process_index == 0:
         bad_rows.unlink(missing_ok=True)  # of an earlier run
+        rescaled.unlink(missing_ok=True)
     train_rows, heldout_rows = load_rows(
         settings.data,
         transform=collator.pixels,
@@ -310,9 +312,11 @@ def run(settings: Settings) -> dict[str, float]:
     trainer.save_model(training.output_dir)
     said = trainer.report()
     if trainer.is_world_process_zero():
-        distinct = BadRowLog(bad_rows).distinct()
-        if any(distinct):
-            said += f" They are {bad_rows_report(distinct)}, each named in {bad_rows.name}."
+        if distinct := RowLog(bad_rows).distinct():
+            counts = [distinct[cause] for cause in BAD_ROW_CAUSES]
+            said += f" Each row once, these are {bad_rows_report(counts)} ({bad_rows.name} names them)."
+        if deep := RowLog(rescaled).distinct().total():
+            said += f" {deep} images of more than 8 bits were scaled to 8 ({rescaled.name} says from which range)."
         if not settings.quiet:
             print(said)
     return metrics

@@ -14,7 +14,7 @@ from source_files import NAMED, OBVIOUS, Row, add, jsonl
 from longclip_hf.errors import BenchmarkError, DataError, JSONListError
 from longclip_hf.evaluation.benchmarks import BENCHMARKS, Columns, LeftOut, load_benchmark
 from longclip_hf.images import decode_image
-from longclip_hf.rows import BAD_ROW_CAUSES, BadRowLog, texts_of
+from longclip_hf.rows import BAD_ROW_CAUSES, RowLog, texts_of
 from longclip_hf.training.captions import CaptionRows, CaptionStream
 from longclip_hf.training.settings import DataArguments
 from longclip_hf.training.sources import load_rows
@@ -106,7 +106,7 @@ def test_a_bad_line(bad: str, tmp_path: Path) -> None:
     for _ in range(2):  # two encounters of one row
         row: Any = train[1]  # type: ignore[index, unused-ignore]
         assert row["caption"] == "Good." and sum(row["bad_rows"]) == row["bad_rows"][BAD_ROW_CAUSES.index(cause)] == 1
-    assert sum(BadRowLog(log).distinct()) == 1
+    assert RowLog(log).distinct() == {cause: 1}
     (written,) = map(json.loads, log.read_text().splitlines())
     assert written["cause"] == cause and written["row"] == f"Row 1 (line 2 of {source})"
 
@@ -360,3 +360,20 @@ def test_texts_of_a_cell() -> None:
     assert texts_of({"from": ["human", "gpt"], "value": ["q", "a"]}, "c") == ["a"]
     with pytest.raises(DataError, match="Column 'c' must hold texts or lists of texts, found int: 3"):
         texts_of(3, "c")
+
+
+def test_images_of_more_than_8_bits_are_written_down(tmp_path: Path) -> None:
+    source = OBVIOUS["imagefolder"](make_rows(3), tmp_path)
+    Image.new("I;16", (40, 32), 3000).save(tmp_path / "0001.png")
+    log = tmp_path / "out" / "bad_rows.jsonl"
+    train, _ = load_rows(DataArguments(source, heldout_rows=0), log=log)
+    assert isinstance(train, CaptionRows)
+    assert [train[i]["image"].getpixel((3, 3)) for i in (1, 1)] == [(187, 187, 187)] * 2
+    assert not log.exists()
+    written = log.with_name("rescaled_images.jsonl")
+    assert RowLog(written).distinct() == {"rescaled": 1}
+    assert json.loads(written.read_text()) == {
+        "row": "0001.png",
+        "cause": "rescaled",
+        "detail": "3000 ... 3000 of I;16",
+    }
