@@ -12,7 +12,7 @@ from longclip_hf.evaluation.data import ImageFile, LeftOut, Retrieval, counted, 
 from longclip_hf.image_files import IMAGE_SUFFIXES, Access, ImageFiles, Kind
 from longclip_hf.rows import BadRow, field, texts_of
 from longclip_hf.sources import Columns as Found
-from longclip_hf.sources import Source, find_columns, only, open_source, place_of
+from longclip_hf.sources import Source, find_columns, kind_of, only, open_source, place_of
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class Columns:
 def read_source(source: str, root: Path | None, columns: Columns, left_out: LeftOut) -> Retrieval:
     """See `longclip_hf.evaluation.benchmarks.load_benchmark`."""
     try:
+        kind = columns.kind if columns.kind != "auto" else kind_of(Path(source).expanduser())
         opened = open_source(
             source,
-            columns.kind,
+            kind,
             split=columns.split,
-            image_root=columns.image_root or root,
+            image_root=columns.image_root or (None if kind in ("imagefolder", "pairs") else root),
             image_access=columns.image_access,
         )
         found = find_columns(opened, columns.image, columns.captions)

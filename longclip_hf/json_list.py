@@ -2,33 +2,34 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from longclip_hf.errors import JSONListError
 
-_WHITE = " \t\r\n"
+_WHITE = re.compile(r"[ \t\r\n]*")
 
 
-def json_objects(
-    path: Path | str, chunk: int = 1 << 20, file: io.TextIOBase | None = None
-) -> Iterator[dict[str, Any]]:
+def json_objects(path: Path | str, chunk: int = 1 << 20) -> Iterator[dict[str, Any]]:
     """The objects of a JSON list one by one: all of ShareGPT4V's 1.3 GB at once take several times that.
 
     Args:
         path: of the file.
         chunk: characters that are read at a time.
-        file: the file, if it is open; it is read to its end.
 
     Raises:
         JSONListError: if the file is not one JSON list of objects, and nothing else. What stands behind an object is
             looked at when the next one is asked for.
     """
-    if file is None:
-        with Path(path).open(encoding="utf-8-sig") as opened:
-            yield from json_objects(path, chunk, opened)
-        return
+    with Path(path).open(encoding="utf-8-sig") as file:
+        for entry, _ in json_entries(file, path, chunk):
+            yield entry
+
+
+def json_entries(file: io.TextIOBase, path: Path | str, chunk: int = 1 << 20) -> Iterator[tuple[dict[str, Any], str]]:
+    """See `json_objects`: each object, and how it is written. The file is open; `path` is for errors."""
     decoder = json.JSONDecoder()
     text, at, count = file.read(chunk).lstrip(), 0, 0
 
@@ -36,7 +37,8 @@ def json_objects(
         """The next character that is not white space, at `text[at]`; empty at the end of the file."""
         nonlocal text, at
         while True:
-            at = len(text) - len(text[at:].lstrip(_WHITE)) if text[at : at + 1] in _WHITE else at
+            found = _WHITE.match(text, at)
+            at = found.end() if found else at
             if at < len(text):
                 return text[at]
             text, at = file.read(chunk), 0
@@ -57,7 +59,7 @@ def json_objects(
             to_next()
         while True:
             try:
-                entry, at = decoder.raw_decode(text, at)
+                entry, end = decoder.raw_decode(text, at)
                 break
             except json.JSONDecodeError as error:
                 # The object goes on behind what was read, or is broken. Ever longer steps find the end in linear time.
@@ -69,7 +71,8 @@ def json_objects(
                 text, at = text[at:] + more, 0
         if not isinstance(entry, dict):
             raise JSONListError(f"{path} must hold a JSON list of objects, element {count} is {entry!r:.40}.")
-        yield entry
+        yield entry, text[at:end]
+        at = end
         count += 1
     at += 1
     if more := to_next():

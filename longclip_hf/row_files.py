@@ -19,7 +19,7 @@ from typing import Any
 
 from longclip_hf.errors import DataError, JSONListError
 from longclip_hf.image_files import IMAGE_SUFFIXES
-from longclip_hf.json_list import json_objects
+from longclip_hf.json_list import json_entries
 from longclip_hf.rows import BadRow
 
 TEXT_SUFFIXES = (".txt", ".json")
@@ -47,14 +47,15 @@ class JSONRows:
 
     def __init__(self, table: Any) -> None:
         self.table = table
+        self._texts = table.select_columns(["json"])  # a column costs as much as all the rest
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: int) -> Any:
         """The object, or the `BadRow` that says why there is none."""
-        row = self.table[index]
-        return parsed(row["json"], f"line {row['line']} of {row['file']}")
+        row = parsed(self._texts[index]["json"], "")
+        return parsed(self.table[index]["json"], self.place(index)) if isinstance(row, BadRow) else row
 
     def place(self, index: int) -> str:
         """Where a row stands, for errors."""
@@ -93,8 +94,8 @@ def _json_texts(file: str, is_list: bool = False) -> Iterator[tuple[int, str]]:
     with open_file(file) as content:
         if is_list:
             with io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace") as text:
-                for number, entry in enumerate(json_objects(file, file=text), 1):
-                    yield number, json.dumps(entry)
+                for number, (_, written) in enumerate(json_entries(text, file), 1):
+                    yield number, written
             return
         # As bytes, whose lines end at \n alone: U+2028 and a lone \r can stand within a text.
         lines = io.BufferedReader(content) if file.endswith(".zst") else content  # zstandard's has no lines
