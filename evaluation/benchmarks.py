@@ -21,19 +21,12 @@ from longclip_hf.evaluation.data import (
     classification,
     retrieval,
     without_unreadable,
-)
+)  # fmt: skip
 from longclip_hf.evaluation.sources import Columns, read_source
 
 __all__ = [
-    "BENCHMARKS",
-    "Benchmark",
-    "Classification",
-    "Columns",
-    "ImageFile",
-    "LeftOut",
-    "Retrieval",
-    "load_benchmark",
-]
+    "BENCHMARKS", "Benchmark", "Classification", "Columns", "ImageFile", "LeftOut", "Retrieval", "load_benchmark",
+]  # fmt: skip
 
 TEMPLATES_80 = "in the 80 ImageNet templates"
 
