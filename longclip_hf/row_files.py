@@ -165,7 +165,8 @@ def tar_stream(files: Sequence[str]) -> FileStream:
 
 def _tar_rows(file: str) -> Iterator[dict[str, Any]]:
     with open_file(file) as content, tarfile.open(fileobj=content, mode="r|") as tar:
-        key, row = None, {}
+        key: str | None = None
+        row: dict[str, Any] = {}
         for member, name, extension in _members(tar):
             if name != key and row:
                 yield {**row, "__key__": key, "__url__": file}

@@ -106,7 +106,8 @@ def _open(
         asked = (data.image_column, data.long_column, data.short_column)
         if not first:  # its columns may have other names
             there = {*source.columns}
-            asked = tuple(name if name and name.partition(".")[0] in there else None for name in asked)
+            kept = [name if name and name.partition(".")[0] in there else None for name in asked]
+            asked = (kept[0], kept[1], kept[2])
         columns = find_columns(source, asked[0], [asked[1]] if asked[1] else [], asked[2], SETTINGS)
         found = (("images", columns.image, asked[0]), ("captions", columns.captions[0], asked[1]))
         guessed = [f"{what} from {column!r}" for what, column, name in found if name is None]
