@@ -7,13 +7,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from longclip_hf.evaluation.benchmarks import Benchmark, Classification, ImageFile, Retrieval
+from longclip_hf.evaluation.benchmarks import Benchmark, Classification, Retrieval
 from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
 from longclip_hf.evaluation.effective_length import default_lengths
 from longclip_hf.evaluation.encoding import Encoder
@@ -27,7 +26,7 @@ from longclip_hf.evaluation.scores import (
     measure_retrieval,
     most_similar,
 )
-from longclip_hf.images import decode_image, is_rescaled
+from longclip_hf.images import decode_image
 from longclip_hf.results import BenchmarkInfo, Direction, EffectiveLength
 
 if TYPE_CHECKING:
@@ -108,8 +107,6 @@ def describe(
     again = sum(count for count in Counter(digests).values() if count > 1)
     if again:
         notes.append(f"{again} images are byte for byte the same as another")
-    if deep := _rescaled(benchmark.images):
-        notes.append(f"images of more than 8 bits, scaled to 8 by the range of their values: {deep}")
     if few := int((found.lengths < 5).sum()):  # start and end of text among them
         notes.append(f"captions with fewer than 3 tokens: {few}")
     definition = known.caption_rule if known else "a source of the user's, all of its rows"
@@ -135,16 +132,6 @@ def describe(
         notes=notes,
         lengths=lengths,
     )
-
-
-def _rescaled(images: Sequence[ImageFile]) -> int:
-    """How many images have more than 8 bits of grey. JPEG, whose name is believed, never has."""
-
-    def look(image: ImageFile) -> bool:
-        return not image.name.lower().endswith((".jpg", ".jpeg")) and is_rescaled(image.read())
-
-    with ThreadPoolExecutor() as pool:
-        return sum(pool.map(look, images))
 
 
 def hardest_misses(

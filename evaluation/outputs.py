@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 from longclip_hf.errors import FileError, ResultsError
 from longclip_hf.evaluation.report import write_report
-from longclip_hf.files import write_atomically
 from longclip_hf.results import Results, read_results, write_results
 
 if TYPE_CHECKING:
-    from longclip_hf.evaluation.data import LeftOut
     from longclip_hf.evaluation.page import Miss
 
-RESULTS, PAGE, BAD_ROWS = "results.json", "report.html", "bad_rows.jsonl"
+RESULTS, PAGE = "results.json", "report.html"
 REPORTS = frozenset({"report.md", "effective_length.png", "recall.png", "lengths.png"})
 
 
@@ -24,21 +22,19 @@ class Outputs:
     Args:
         folder: need not exist.
         html: whether report.html is to be written.
-        skips: whether rows may be left out, which bad_rows.jsonl names.
 
     Raises:
         FileError: if something is in the way that no run wrote.
     """
 
-    def __init__(self, folder: Path, html: bool, skips: bool = False) -> None:
+    def __init__(self, folder: Path, html: bool) -> None:
         self.folder = folder
         self.written: list[str] = []
         self._earlier: frozenset[str]
-        self._planned = REPORTS | ({PAGE} if html else set()) | ({BAD_ROWS} if skips else set())
-        self.left_out: LeftOut | None = None
+        self._planned = REPORTS | ({PAGE} if html else set())
         try:
             # Only names that a run writes: a results.json can come from anywhere.
-            self._earlier = self._planned.union({PAGE, BAD_ROWS}).intersection(read_results(folder / RESULTS).files)
+            self._earlier = self._planned.union({PAGE}).intersection(read_results(folder / RESULTS).files)
         except ResultsError as error:
             if (folder / RESULTS).exists():
                 said = str(error).rstrip(".")
@@ -71,9 +67,6 @@ class Outputs:
 
             write_page(results, misses, self.folder / PAGE, shown)
             written.append(PAGE)
-        if self.left_out is not None and self.left_out.rows:
-            write_atomically(self.folder / BAD_ROWS, self.left_out.as_lines())
-            written.append(BAD_ROWS)
         self._write(results, written)
         self.written = [RESULTS, *written]
 

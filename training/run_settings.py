@@ -10,7 +10,6 @@ from torch.utils.data import IterableDataset
 
 from longclip_hf.errors import CheckpointError
 from longclip_hf.training.captions import CaptionRows, CaptionStream, shard_rows
-from longclip_hf.training.joined import Joined
 
 # Of the training arguments, those that decide which weights a run ends with: not how fast (groups, caches, workers of
 # a table), nor what is logged, evaluated and saved.
@@ -70,9 +69,6 @@ def fingerprint(dataset: Any) -> str:
         shape = f"{dataset.rows.num_shards} shards from {dataset.begin}, drawn from {dataset.shuffle_buffer}"
         return f"{shape}: {_digest(texts)}"
     rows = dataset.rows if isinstance(dataset, CaptionRows) else dataset
-    if isinstance(rows, Joined):
-        return "; ".join([f"{len(dataset)} rows", *map(fingerprint, rows.tables)])
-    rows = getattr(rows, "table", rows)  # of files of JSON and tars
     if not hasattr(rows, "__len__"):
         return type(rows).__name__
     if not hasattr(rows, "with_format") or not hasattr(rows, "features"):
@@ -81,12 +77,10 @@ def fingerprint(dataset: Any) -> str:
     columns = [name for name, kind in rows.features.items() if getattr(kind, "dtype", None) == "string"]
     columns = [name for name in columns if type(rows.features[name]).__name__ == "Value"]
     texts = rows.with_format(None).select_columns(columns)[:: max(1, len(rows) // SAMPLES)] if columns else {}
-    return f"{len(dataset)} rows: {_digest(texts)}"
+    return f"{len(rows)} rows: {_digest(texts)}"
 
 
-def _texts(row: Any) -> dict[str, str]:
-    if not isinstance(row, Mapping):  # a bad row, or one of several sources
-        return _texts(row[1]) if isinstance(row, tuple) else {}
+def _texts(row: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in row.items() if isinstance(value, str) and not name.startswith("__")}
 
 

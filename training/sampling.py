@@ -9,10 +9,9 @@ import numpy as np
 from torch.utils.data import IterableDataset, Sampler
 
 from longclip_hf.errors import TrainingError
-from longclip_hf.rows import BadRow
 from longclip_hf.sentences import first_sentence
 from longclip_hf.training.caption_report import text_rows
-from longclip_hf.training.captions import CaptionRows
+from longclip_hf.training.captions import BadRow, CaptionRows
 
 logger = logging.getLogger(__name__)
 

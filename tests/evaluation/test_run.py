@@ -12,7 +12,6 @@ import fork_server
 import pytest
 import torch
 from caption_files import imagefolder, make_rows, png
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
@@ -363,27 +362,6 @@ def test_captions_are_prepared(longclip_folder: Path, tmp_path: Path) -> None:
         assert [note for note in benchmark.notes if "literal <|endoftext|>" in note]
         lengths.append(len(benchmark.lengths) - 1)
     assert lengths[0] != lengths[1]
-
-
-def test_bad_rows_are_skipped_when_asked(longclip_folder: Path, tmp_path: Path) -> None:
-    """They are counted in the notes and named in a file, and the 16 bits of another image are said too."""
-    (tmp_path / "photos").mkdir()
-    rows = make_rows(5)
-    rows[1]["bytes"] = rows[1]["bytes"][:60]
-    rows[2]["bytes"] = None
-    imagefolder(rows, tmp_path / "photos")
-    Image.new("I;16", (40, 32), 3000).save(tmp_path / "photos" / "0003.png")
-    given = [*map(str, (longclip_folder, "--benchmark", tmp_path / "photos")), "--no_effective_length", *QUICK]
-    given += ["--output", str(tmp_path / "out")]
-    assert run.main(given) == 2
-    assert run.main([*given, "--on_bad_row", "skip"]) == 0
-    (benchmark,) = read_results(tmp_path / "out" / "results.json").benchmarks
-    assert benchmark.images == 3
-    assert "rows left out, missing (bad_rows.jsonl): 1" in benchmark.notes
-    assert "rows left out, unreadable (bad_rows.jsonl): 1" in benchmark.notes
-    assert "images of more than 8 bits, scaled to 8 by the range of their values: 1" in benchmark.notes
-    bad = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
-    assert [row["cause"] for row in bad] == ["missing", "unreadable"]
 
 
 @pytest.mark.parametrize("captions", [1, 3])
