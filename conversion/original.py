@@ -103,7 +103,6 @@ def convert(
     from longclip_hf.conversion.open_clip_config import image_settings as settings_of
     from longclip_hf.conversion.tensors import as_stored, read_safetensors, write_safetensors
     from modeling_longclip import LongCLIPConfig
-    from modeling_longclip.configuration_longclip import AUTO_MAP
 
     for name, value, known in (
         ("precision", precision, PRECISIONS),
@@ -156,7 +155,7 @@ def convert(
         side = config.vision_config.image_size
         images = settings_of(read_json(settings), side, original.open_clip, image_statistics)
         write_json(settings, images)
-        folder.write_config(work, config, "CLIPModel", dict(AUTO_MAP) if is_long else None)
+        folder.write_config(work, config, "CLIPModel", folder.auto_map_of("LongCLIPModel") if is_long else None)
         if is_long:
             folder.write_code(work)
         write_safetensors(work / "model.safetensors", ours)

@@ -67,9 +67,7 @@ def bootstrap_medians(
     Raises:
         ValueError: as `bootstrap_means`; for more than one metric.
     """
-    table, of = _checked(values, groups)
-    if table.ndim != 1:
-        raise ValueError(f"Expected one metric, values of shape (queries,), got {tuple(table.shape)}.")
+    table, of = _checked(_one_metric(values), groups)
     ascending, order = table.sort()
     of = of[order]
     medians = []
@@ -97,9 +95,7 @@ def bootstrap_class_means(
     Raises:
         ValueError: as `bootstrap_means`; for more than one metric.
     """
-    table, of = _checked(values, classes)
-    if table.ndim != 1:
-        raise ValueError(f"Expected one metric, values of shape (queries,), got {tuple(table.shape)}.")
+    table, of = _checked(_one_metric(values), classes)
     means = []
     for times in _draws(len(of), resamples, seed):
         sums, counts = torch.zeros(2, len(times), int(of.max()) + 1, dtype=torch.float64)
@@ -138,9 +134,7 @@ def bootstrap_interval(
         >>> bootstrap_interval(ranks["t2i"].hits(1), image_of)
         Interval(value=0.795, low=0.77, high=0.819)
     """
-    means = bootstrap_means(values, groups, resamples, seed)
-    if means.ndim != 1:
-        raise ValueError(f"Expected one metric, values of shape (queries,), got {tuple(values.shape)}.")
+    means = bootstrap_means(_one_metric(values), groups, resamples, seed)
     low, high = percentiles(means, level)
     return Interval(values.double().mean().item(), low.item(), high.item())
 
@@ -178,6 +172,12 @@ def percentiles(resampled: torch.Tensor, level: float = 0.95) -> tuple[torch.Ten
     if not 0 < level < 1:
         raise ValueError(f"The level of an interval lies between 0 and 1, like 0.95; got {level}.")
     return resampled.quantile((1 - level) / 2, dim=0), resampled.quantile((1 + level) / 2, dim=0)
+
+
+def _one_metric(values: torch.Tensor) -> torch.Tensor:
+    if values.ndim != 1:
+        raise ValueError(f"Expected one metric, values of shape (queries,), got {tuple(values.shape)}.")
+    return values
 
 
 def _checked(values: torch.Tensor, groups: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,7 +22,7 @@ class CaptionReport:
         rows: how many were looked at.
         of: of how many, or None where nobody knows.
         long, short: tokens of each caption, start and end of text among them.
-        positions: that the model has.
+        length: where captions are cut, in tokens.
         equal: short captions that are the long one, but for its full stop.
         repeated: short captions that another row has too.
         hiding: rows with a literal `<|endoftext|>` or `<|startoftext|>` in a caption.
@@ -32,17 +32,17 @@ class CaptionReport:
     of: int | None
     long: Sequence[int]
     short: Sequence[int]
-    positions: int
+    length: int
     equal: int
     repeated: int
     hiding: int
 
     def __str__(self) -> str:
         where = f"the first {self.rows:,} rows" if self.of is None else f"{self.rows:,} of {self.of:,} rows"
-        cut = sum(tokens > self.positions for tokens in self.long)
+        cut = sum(tokens > self.length for tokens in self.long)
         few = sum(tokens - _SPECIAL < 3 for tokens in self.short)
         said = (
-            f"Captions of {where}, in tokens: long {_spread(self.long)}, {cut:,} beyond {self.positions}; short "
+            f"Captions of {where}, in tokens: long {_spread(self.long)}, {cut:,} beyond {self.length}; short "
             f"{_spread(self.short)}. Of the short ones {self.equal:,} equal the long one, {few:,} have fewer than 3 "
             f"tokens, {self.repeated:,} repeat another row's."
         )
@@ -54,12 +54,12 @@ class CaptionReport:
         return said
 
 
-def report_captions(rows: CaptionRows | CaptionStream, tokenizer: Any, positions: int) -> CaptionReport | None:
+def report_captions(rows: CaptionRows | CaptionStream, tokenizer: Any, length: int) -> CaptionReport | None:
     """
     Args:
         rows: those to train on. No image is decoded.
         tokenizer: the model's.
-        positions: that the model has.
+        length: where captions are cut, in tokens.
 
     Returns:
         The counts, or None where no row that was looked at has good captions.
@@ -75,7 +75,7 @@ def report_captions(rows: CaptionRows | CaptionStream, tokenizer: Any, positions
         of=count,
         long=_lengths(long, tokenizer),
         short=_lengths(short, tokenizer),
-        positions=positions,
+        length=length,
         equal=sum(one.rstrip(" .") == " ".join(all_.split()).rstrip(" .") for all_, one in pairs),
         repeated=sum(times[one] > 1 for one in short),
         hiding=sum(bool(SPECIAL_TOKEN.search(f"{all_} {one}")) for all_, one in pairs),

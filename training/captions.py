@@ -120,6 +120,17 @@ class RowReader:
     first_sentence: Callable[[str], str] = first_sentence
     prepare: Callable[[str], str] | None = None
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides what a row becomes, as JSON has it; a run that goes on must read as it began."""
+        return {
+            "long_column": self.long_column,
+            "short_column": self.short_column,
+            "first_sentence": self.first_sentence.__name__,
+            "captions_prepared_by": None if self.prepare is None else self.prepare.__name__,
+            "images_decoded_for": self.target,
+        }
+
     def __call__(self, row: Mapping[str, Any]) -> tuple[Any, str, str]:
         """
         Raises:

@@ -130,12 +130,8 @@ class CaptionCollator:
                 "take the checkpoint's own."
             )
         cut = [ids if len(ids) <= self.max_length else ids[: self.max_length - 1] + ids[-1:] for ids in encoded]
-        input_ids = torch.full((len(cut), max(map(len, cut))), self.tokenizer.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(cut):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            attention_mask[row, : len(ids)] = 1
-        return input_ids, attention_mask, np.array([int(len(ids) > self.max_length) for ids in encoded])
+        truncated = np.array([int(len(ids) > self.max_length) for ids in encoded])
+        return *padded(cut, self.tokenizer.pad_token_id), truncated
 
     def sentence_tokens(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
         """`sentence_ids`, the uncut captions from BOS to EOT, padded with EOT to one more than the longest, and
@@ -157,6 +153,16 @@ class CaptionCollator:
             sentence_ids[number, 1 : len(tokens) + 1] = [token for token, _ in tokens]
             sentence_numbers[number, 1 : len(tokens) + 1] = [of for _, of in tokens]
         return {"sentence_ids": sentence_ids, "sentence_numbers": sentence_numbers}
+
+
+def padded(rows: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(input_ids, attention_mask)` of shape `(rows, longest)`, filled with `pad` on the right."""
+    input_ids = torch.full((len(rows), max(map(len, rows))), pad)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(rows):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        attention_mask[row, : len(ids)] = 1
+    return input_ids, attention_mask
 
 
 def _caption(row: Mapping[str, Any], number: int) -> tuple[str, str]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from longclip_hf.training.arguments import LongCLIPTrainingArguments
+from longclip_hf.training.collator import padded
 from longclip_hf.training.gathering import rank
 
 # What the original's tokenizer pads with ("!"), and so the prefix of DeBias-CLIP. Not Hugging Face's pad id: that is
@@ -145,11 +146,8 @@ def _batch(
     rows: Sequence[Sequence[list[int]]], ends: tuple[int, int], length: int, prefix: str, device: torch.device
 ) -> dict[str, Any]:
     """What a batch holds of captions of these sentences; padded with their last token, which counts for nothing."""
-    joined = [[token for sentence in row for token in sentence][: length - 2] for row in rows]
-    lengths = np.array([len(ids) + 2 for ids in joined])
-    input_ids = torch.full((len(rows), int(lengths.max())), ends[1])
-    for row, ids in enumerate(joined):
-        input_ids[row, : len(ids) + 1] = torch.tensor([ends[0], *ids])
-    mask = (torch.arange(input_ids.shape[1]) < torch.from_numpy(lengths)[:, None]).long()
+    begin, end = ends
+    cut = [[begin, *[token for sentence in row for token in sentence][: length - 2], end] for row in rows]
+    input_ids, mask = padded(cut, end)
     tensors = {f"{prefix}input_ids": input_ids.to(device), f"{prefix}attention_mask": mask.to(device)}
-    return {**tensors, f"{prefix}lengths": lengths}
+    return {**tensors, f"{prefix}lengths": np.array([len(ids) for ids in cut])}

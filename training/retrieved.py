@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from longclip_hf.evaluation.retrieval import ranks_among
+from longclip_hf.evaluation.scores import most_similar
 
 RETURNED = 5  # images of a query that are named
 FOLDER = "retrieved"  # of an output folder
@@ -32,11 +32,9 @@ def examples(image: torch.Tensor, text: torch.Tensor, rows: Any, count: int) -> 
     """
     chosen = torch.arange(len(image))[:: max(1, len(image) // count)][:count]
     ranks = (1 + ranks_among(text[chosen], image, chosen).best).tolist()
-    similarity = F.normalize(text[chosen].double(), dim=1) @ F.normalize(image.double(), dim=1).T
-    best = similarity.topk(min(RETURNED, len(image)), dim=1).indices.tolist()
     return [
-        Retrieved(str(rows[row]["caption"]), row, rank, returned)
-        for row, rank, returned in zip(chosen.tolist(), ranks, best, strict=True)
+        Retrieved(str(rows[row]["caption"]), row, rank, most_similar(text[row], image, RETURNED))
+        for row, rank in zip(chosen.tolist(), ranks, strict=True)
     ]
 
 

@@ -40,6 +40,8 @@ def describe_run(args: Any, model: Mapping[str, Any], dataset: Any, processes: i
     settings = {name: getattr(args, name, None) for name in COMPARED}
     settings = {name: None if value in ("", {}, []) else value for name, value in settings.items()}
     settings |= {**model, "data": fingerprint(dataset), "processes": processes}
+    if isinstance(dataset, CaptionRows | CaptionStream):
+        settings |= dataset.read.settings
     if isinstance(dataset, IterableDataset):
         settings["dataloader_num_workers"] = args.dataloader_num_workers  # they divide a stream among them
     described: dict[str, Any] = json.loads(json.dumps(settings, default=str))

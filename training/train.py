@@ -287,8 +287,9 @@ def run(settings: Settings) -> dict[str, float]:
         data_collator=collator,
         callbacks=[StopIfDone()],
     )
-    if trainer.is_world_process_zero() and not settings.quiet:
-        print(report_captions(train_rows, processor.tokenizer, positions) or "", flush=True)
+    said = trainer.is_world_process_zero() and not settings.quiet
+    if said and (report := report_captions(train_rows, processor.tokenizer, length)):
+        print(report, flush=True)
     if settings.quiet:
         trainer.remove_callback(PrinterCallback)  # the Trainer's, where it shows no bar
     resume = training.resume_from_checkpoint or last_complete_checkpoint(training.output_dir)

@@ -9,13 +9,15 @@ from typing import Any
 import fork_server
 import pytest
 import torch
+from datasets import Dataset
 from trainer_runs import BATCH, arguments, make_rows, make_trainer
 from transformers import TrainingArguments
 
 from longclip_hf.errors import CheckpointError, TrainingError
 from longclip_hf.training.checkpoints import read_record
-from longclip_hf.training.run_settings import COMPARED
-from longclip_hf.training.settings import MethodSettings
+from longclip_hf.training.run_settings import COMPARED, changes_since, describe_run
+from longclip_hf.training.settings import DataArguments, MethodSettings
+from longclip_hf.training.sources import load_rows
 from longclip_hf.training.trainer import LongCLIPTrainer
 from modeling_longclip import LongCLIPModel
 
@@ -92,6 +94,30 @@ def test_a_run_goes_on_as_what_it_is(longclip_folder: Path, tmp_path: Path) -> N
     assert record["changes"] == [change] and record["settings"]["learning_rate"] == 5e-4
     go_on(str(tmp_path / "checkpoint-2"), learning_rate=5e-4, seed=1)  # what it is now
     assert read_record(tmp_path / "checkpoint-3")["changes"] == [change]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"first_sentence": "released"}, "first_sentence was first_sentence and is released_first_sentence"),
+        ({"neutralise_special_tokens": True}, "captions_prepared_by was None and is neutralised"),
+        ({"reduced_decoding": True}, "images_decoded_for was None and is 64"),
+    ],
+)
+def test_a_run_goes_on_reading_as_it_began(settings: dict[str, Any], named: str, tmp_path: Path) -> None:
+    """The rows are the same, and what is made of them would not be."""
+    rows = [{"image": "a.jpg", "caption": f"Picture {n}. More.", "short": "Picture."} for n in range(4)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+
+    def described(**more: Any) -> dict[str, Any]:
+        data = DataArguments(str(tmp_path / "rows.parquet"), data_format="parquet", heldout_rows=0, **more)
+        train, _ = load_rows(data, image_side=64)
+        return describe_run(None, {}, train, processes=1)
+
+    before, now = described(), described(**settings)
+    assert before["data"] == now["data"]
+    with pytest.raises(CheckpointError, match=f"run with other settings: {named}. Give"):
+        changes_since("checkpoint-1", {"settings": before}, now, allowed=False)
 
 
 def test_every_setting_of_the_method_is_compared_or_decides_no_weight() -> None:
