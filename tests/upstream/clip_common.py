@@ -26,12 +26,12 @@ FAMILY = families.family()
 # transformers fails with the client library that it installs.
 task_to_pipeline_and_spec_mapping.clear()
 
-BOS, PAD, EOS = 0, 1, 3
-"""Special tokens.
+WORD, BOS, PAD, EOS = 0, 1, 2, 3
+"""A word that is in every text, and the special tokens.
 
-Small ids, since some tests clamp ids to a smaller vocabulary.  Not 2 for the last: stock CLIP then looks for the
-highest id instead.  Not another than 0 for the first: `test_model_forward_default_config_values` makes 0 the end
-token, and our classes refuse a row that has none.
+Small ids, since some tests clamp ids to a smaller vocabulary. Not 2 for the last: stock CLIP then looks for the highest
+id instead. 0 is the word, for `test_model_forward_default_config_values` makes 0 the end token, and our classes refuse
+a row that has none or begins with one.
 """
 
 
@@ -86,6 +86,7 @@ class TextTester:
         lengths[::3] = self.seq_length
         places = torch.arange(self.seq_length)
         input_ids[:, 0] = BOS
+        input_ids[:, 1] = WORD
         input_ids[places == lengths - 1] = EOS
         input_ids[places >= lengths] = PAD
         return self.get_config(), {"input_ids": input_ids, "attention_mask": (places < lengths).long()}
