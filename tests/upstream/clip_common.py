@@ -29,9 +29,9 @@ task_to_pipeline_and_spec_mapping.clear()
 WORD, BOS, PAD, EOS = 0, 1, 2, 3
 """A word that is in every text, and the special tokens.
 
-Small ids, since some tests clamp ids to a smaller vocabulary. Not 2 for the last: stock CLIP then looks for the highest
-id instead. 0 is the word, for `test_model_forward_default_config_values` makes 0 the end token, and our classes refuse
-a row that has none or begins with one.
+Small ids, since some tests clamp ids to a smaller vocabulary. Not 2 for the last: stock CLIP then looks for the
+highest id instead. 0 is the word: `test_model_forward_default_config_values` makes 0 the end token, and our classes
+refuse a row that has none or begins with one.
 """
 
 
