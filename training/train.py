@@ -195,6 +195,8 @@ def _parser(parts: tuple[Any, ...], shown: Mapping[str, str] | None = None) -> A
     for action in parser._actions:
         # Only what is shown: with dashes for underscores, every setting is understood too.
         action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
+        if getattr(action.type, "__origin__", action.type) is dict:
+            action.type = str  # JSON, which TrainingArguments reads
         if action.nargs != 0 and not 0 < len(list(action.choices or ())) < 10:
             action.metavar = "VALUE"
     return parser
