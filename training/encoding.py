@@ -1,7 +1,7 @@
 """Both towers on a batch: captions in groups of similar length, and the gradient cache."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -107,6 +107,32 @@ def encode_texts(
         ]
         encoded += [_encoded(_text_features, chunk_size, clip, *chunk) for chunk in zip(*texts, strict=True)]
     return torch.cat(encoded)[back]
+
+
+def encode_cut_texts(
+    model: nn.Module, batch: Mapping[str, Any], whole: torch.Tensor, cuts: Sequence[int], grouping: Grouping,
+    chunk_size: int | None,
+) -> torch.Tensor:  # fmt: skip
+    """What the long captions would be, cut at each of `cuts` tokens, those of start and end included.
+
+    Args:
+        model, batch, grouping, chunk_size: see `encode`.
+        whole: features of the whole captions, of shape `(batch_size, projection_dim)`.
+        cuts: increasing.
+
+    Returns:
+        Of shape `(batch_size, len(cuts), projection_dim)`.
+    """
+    clip, input_ids, lengths = clip_of(model), batch["input_ids"], lengths_of(batch)
+    ends = input_ids.gather(1, torch.from_numpy(lengths)[:, None].to(input_ids.device) - 1)
+    features = []
+    for cut in cuts:
+        longer = torch.from_numpy(lengths > cut).to(input_ids.device)
+        ids = input_ids[:, :cut].clone()
+        ids[:, -1:] = torch.where(longer[:, None], ends, ids[:, -1:])
+        texts = encode_texts(clip, ids, np.minimum(lengths, cut), grouping, chunk_size) if longer.any() else whole
+        features.append(texts)
+    return torch.stack(features, dim=1)
 
 
 def _image_features(clip: Any, pixel_values: torch.Tensor, levels: torch.Tensor | None) -> torch.Tensor:

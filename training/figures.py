@@ -1,14 +1,15 @@
 """The figures of a run: what is logged of its steps and counted of its rows, and retrieval on the held-out ones."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from longclip_hf.evaluation.retrieval import retrieval_ranks
+from longclip_hf.evaluation.effective_length import effective_length
+from longclip_hf.evaluation.retrieval import ranks_among, retrieval_ranks
 from longclip_hf.training.captions import BAD_ROW_CAUSES, bad_rows_report
 from longclip_hf.training.curves import draw_curves
 from longclip_hf.training.encoding import Embeddings, lengths_of
@@ -167,15 +168,27 @@ def curves(history: list[dict[str, float]], file: Path) -> str:
     return ""
 
 
-def retrieval_metrics(prediction: Any) -> dict[str, float]:
+def retrieval_metrics(prediction: Any, cuts: Sequence[int] = ()) -> dict[str, float]:
     """Recall among all held-out rows, both ways, with the long and with the short captions, as shares of 1.
 
-    `mean_t2i_r1` is the mean of both kinds' text-to-image recall at 1: one number to choose a checkpoint by.
+    `mean_t2i_r1` is the mean of both kinds' text-to-image recall at 1: one number to choose a checkpoint by. With
+    `cuts`, where the last of the predictions was cut, text-to-image recall at 1 of the long captions at each of these
+    lengths, and `effective_length` in tokens, if there is one: see `longclip_hf.evaluation.effective_length`.
     """
-    image, long, *short = (torch.as_tensor(part) for part in prediction.predictions)
+    parts = [torch.as_tensor(part) for part in prediction.predictions]
+    cut = parts.pop().unbind(1) if cuts else ()
+    image, long, *short = parts
     metrics: dict[str, float] = {}
     for name, text in (("long", long), *(("short", part) for part in short)):
         for direction, ranks in retrieval_ranks(image, text, torch.arange(len(image))).items():
             metrics |= {f"{name}_{direction}_r{k}": ranks.recall(k) for k in (1, 5, 10)}
     means = [value for name, value in metrics.items() if name.endswith("_t2i_r1")]
-    return metrics | {"mean_t2i_r1": sum(means) / len(means)}
+    metrics["mean_t2i_r1"] = sum(means) / len(means)
+    if cuts:
+        rows = torch.arange(len(image))
+        hits = torch.stack([ranks_among(text, image, rows).hits(1) for text in cut])
+        metrics |= {f"long_t2i_r1_at_{cut}": float(hit.double().mean()) for cut, hit in zip(cuts, hits, strict=True)}
+        effective = effective_length(hits, cuts).effective
+        if effective is not None:
+            metrics["effective_length"] = effective.value
+    return metrics

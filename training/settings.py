@@ -292,6 +292,10 @@ class MethodSettings:
         default=0,
         metadata={"help": "At every evaluation, log what so many held-out captions find, to a file and TensorBoard."},
     )
+    eval_effective_length: bool = field(
+        default=False,
+        metadata={"help": "At every evaluation, encode long captions cut at 10, 20, 30 ... tokens too."},
+    )
     resume_with_changes: bool = field(
         default=False,
         metadata={"help": "Go on from a checkpoint with other settings than its run's; the next ones record both."},

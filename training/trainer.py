@@ -7,7 +7,7 @@ last two in `step`. Checkpoints are `saving`'s, what is logged and counted is `f
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from longclip_hf.errors import TrainingError
+from longclip_hf.evaluation.effective_length import default_lengths
 from longclip_hf.training.arguments import BEST_METRIC, LongCLIPTrainingArguments
 from longclip_hf.training.captions import CaptionStream
 from longclip_hf.training.checkpoints import check_readable, last_complete_checkpoint, read_record
@@ -31,6 +32,7 @@ from longclip_hf.training.encoding import (
     check_eot,
     clip_of,
     encode,
+    encode_cut_texts,
     encode_original,
     forward_is,
     frozen_copy,
@@ -96,16 +98,13 @@ class LongCLIPTrainer(SavingTrainer):
         if data_collator is None and processing_class is None:
             raise TrainingError("Without a data_collator, the processing_class is needed: the model's CLIPProcessor.")
         own_metrics = kwargs.get("compute_metrics")
-        if args.metric_for_best_model == BEST_METRIC and (own_metrics is not None or isinstance(eval_dataset, dict)):
+        several = isinstance(eval_dataset, dict)
+        if args.metric_for_best_model == BEST_METRIC and (own_metrics is not None or several):
+            example = f", such as eval_{next(iter(eval_dataset))}_{BEST_METRIC}" if several else ""
             raise TrainingError(
-                "load_best_model_at_end: say with metric_for_best_model by which figure, as evaluation names it"
-                + (
-                    f", such as eval_{next(iter(eval_dataset))}_{BEST_METRIC}."
-                    if isinstance(eval_dataset, dict)
-                    else "."
-                )
+                "load_best_model_at_end: say with metric_for_best_model by which figure, as evaluation names "
+                f"it{example}."
             )
-        kwargs["compute_metrics"] = own_metrics or retrieval_metrics
         self.args = args
         self.compiled: dict[str, Any] | None = None
         if args.torch_compile:
@@ -125,6 +124,8 @@ class LongCLIPTrainer(SavingTrainer):
         )
         clip = clip_of(self.model)
         self.caption_length = args.caption_length(clip.config.text_config.max_position_embeddings)
+        self.cuts = default_lengths(self.caption_length) if args.eval_effective_length else []
+        self.compute_metrics = own_metrics or functools.partial(retrieval_metrics, cuts=self.cuts)
         if data_collator is None:
             parts = processing_class.tokenizer, processing_class.image_processor
             self.data_collator = CaptionCollator(*parts, self.caption_length, sentences=args.draws_sentences)
@@ -306,13 +307,14 @@ class LongCLIPTrainer(SavingTrainer):
 
     def embed(self, model: nn.Module, inputs: Mapping[str, torch.Tensor], short: bool) -> Embeddings:
         """Both towers on a batch, through whatever wraps the model."""
-        args: LongCLIPTrainingArguments = self.args
-        bare = self.accelerator.unwrap_model(model)
-        chunk_size = args.cache_chunk_size or None
-        run = functools.partial(encode, bare, short=short, grouping=self._grouping, chunk_size=chunk_size)
-        with forward_is(bare, run), self.accelerator.autocast():
-            embeddings: Embeddings = model(batch=inputs)
+        embeddings: Embeddings = self._run(encode, model, inputs, short=short)
         return embeddings
+
+    def _run(self, function: Callable[..., Any], model: nn.Module, inputs: Mapping[str, Any], **more: Any) -> Any:
+        bare = self.accelerator.unwrap_model(model)
+        how = {"grouping": self._grouping, "chunk_size": self.args.cache_chunk_size or None}
+        with forward_is(bare, functools.partial(function, bare, **how, **more)), self.accelerator.autocast():
+            return model(batch=inputs)
 
     def _grouping(self, lengths: np.ndarray) -> tuple[np.ndarray, list[int]]:
         return (even_groups if self.is_fsdp_enabled else length_groups)(lengths, self.args.length_groups)
@@ -393,7 +395,9 @@ class LongCLIPTrainer(SavingTrainer):
         inputs = self._prepare_inputs(inputs)
         check_batch(inputs)
         with torch.no_grad():
-            embeddings = self.embed(model, inputs, short="short_input_ids" in inputs)
-        rows = torch.arange(len(embeddings.image), device=embeddings.image.device)  # without labels, no metric
-        features = (embeddings.image, embeddings.long, embeddings.short)
-        return None, tuple(part for part in features if part is not None), rows
+            found = self.embed(model, inputs, short="short_input_ids" in inputs)
+            features = [part for part in (found.image, found.long, found.short) if part is not None]
+            if self.cuts:
+                features.append(self._run(encode_cut_texts, model, inputs, whole=found.long, cuts=self.cuts))
+        rows = torch.arange(len(found.image), device=found.image.device)  # without labels, no metric
+        return None, tuple(features), rows

@@ -123,7 +123,13 @@ def test_a_run_goes_on_reading_as_it_began(settings: dict[str, Any], named: str,
 
 
 def test_every_setting_of_the_method_is_compared_or_decides_no_weight() -> None:
-    without_effect = {"length_groups", "cache_chunk_size", "resume_with_changes", "log_retrieved"}
+    without_effect = {
+        "length_groups",
+        "cache_chunk_size",
+        "resume_with_changes",
+        "log_retrieved",
+        "eval_effective_length",
+    }
     assert {field.name for field in fields(MethodSettings)} - set(COMPARED) == without_effect
 
 

@@ -28,6 +28,7 @@ from longclip_hf.evaluation.retrieval import ranks_among
 from longclip_hf.training.checkpoints import COMPLETE, last_complete_checkpoint
 from longclip_hf.training.collator import CaptionCollator, even_groups, length_groups
 from longclip_hf.training.encoding import encode
+from longclip_hf.training.figures import retrieval_metrics
 from longclip_hf.training.trainer import LongCLIPTrainer
 from modeling_longclip import LongCLIPModel
 from modeling_longclip.compat import features
@@ -410,6 +411,39 @@ def test_recall_by_hand(longclip_folder: Path, tmp_path: Path) -> None:
     assert "eval_loss" not in metrics
     assert metrics["eval_long_i2t_r10"] == 1.0
     assert trainer.predict(heldout).predictions[0].shape == (HELD_OUT, 24)
+
+
+def test_effective_length_by_hand(longclip_folder: Path, tmp_path: Path) -> None:
+    """With captions that the tokenizer cut, each encoded alone."""
+    heldout = make_rows(HELD_OUT, seed=1)
+    settings = {"eval_effective_length": True, "train_length": 95}
+    trainer = make_trainer(longclip_folder, tmp_path, make_rows(BATCH), heldout, **settings)
+    prediction = trainer.predict(heldout)
+    model, tokenizer = trainer.model.eval(), AutoProcessor.from_pretrained(longclip_folder).tokenizer
+    lengths = [*range(10, 95, 10), 95]
+    image, *_, cut = map(torch.from_numpy, prediction.predictions)
+    assert cut.shape == (HELD_OUT, len(lengths), 24)
+    for place, length in enumerate(lengths):
+        for row, found in zip(heldout, cut[:, place], strict=True):
+            ids = tokenizer(row["caption"], truncation=True, max_length=length, return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                torch.testing.assert_close(found, features(model.get_text_features(ids))[0], rtol=1e-4, atol=1e-5)
+        recall = ranks_among(cut[:, place], image, torch.arange(HELD_OUT)).recall(1)
+        assert prediction.metrics[f"test_long_t2i_r1_at_{length}"] == pytest.approx(recall)
+    assert prediction.metrics["test_long_t2i_r1_at_95"] == prediction.metrics["test_long_t2i_r1"]
+
+
+def test_effective_length_where_there_is_one_and_where_not() -> None:
+    image = torch.eye(40)
+    wrong, right = image.roll(1, 0), image
+    rising = torch.stack([wrong, right, right, right], dim=1)
+    found = retrieval_metrics(SimpleNamespace(predictions=(image, right, rising)), [10, 20, 30, 40])
+    assert found["effective_length"] == 20
+    assert [found[f"long_t2i_r1_at_{length}"] for length in (10, 20, 30, 40)] == [0, 1, 1, 1]
+    flat = torch.stack([right] * 4, dim=1)
+    assert "effective_length" not in retrieval_metrics(
+        SimpleNamespace(predictions=(image, right, flat)), [10, 20, 30, 40]
+    )
 
 
 def test_evaluation_needs_no_large_batch(longclip_folder: Path, tmp_path: Path) -> None:
