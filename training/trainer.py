@@ -39,7 +39,6 @@ from longclip_hf.training.encoding import (
 )
 from longclip_hf.training.figures import Figures, curves, retrieval_metrics
 from longclip_hf.training.gathering import check_processes, world_size
-from longclip_hf.training.losses import LossTerms
 from longclip_hf.training.optimizer import HoldLogitScale, freeze, learning_rates, set_learning_rates
 from longclip_hf.training.retrieved import examples, log_examples
 from longclip_hf.training.run_settings import changes_since, describe_model, describe_run
@@ -300,7 +299,7 @@ class LongCLIPTrainer(SavingTrainer):
         original = self._original_features(inputs)
         inputs = with_prefix(inputs, str(args.short_prefix), place, self.caption_length)
         embeddings = self.embed(model, inputs, short=args.encodes_short)
-        terms, variance_kept = self.loss_terms(embeddings, original)
+        terms, variance_kept = step_loss(args, embeddings, original)
         if model.training:
             self.figures.add(self.state.global_step, inputs, embeddings, terms, variance_kept)
         return (terms.loss, embeddings) if return_outputs else terms.loss
@@ -318,10 +317,6 @@ class LongCLIPTrainer(SavingTrainer):
 
     def _grouping(self, lengths: np.ndarray) -> tuple[np.ndarray, list[int]]:
         return (even_groups if self.is_fsdp_enabled else length_groups)(lengths, self.args.length_groups)
-
-    def loss_terms(self, embeddings: Embeddings, original: Original | None) -> tuple[LossTerms, torch.Tensor | None]:
-        """See `step_loss`."""
-        return step_loss(self.args, embeddings, original)
 
     def _original_features(self, inputs: Mapping[str, torch.Tensor]) -> Original | None:
         """Of the model as it was before training, where it takes part."""

@@ -89,7 +89,7 @@ def is_export(_: LongCLIPTrainer, folder: str, _internal_call: bool = False) -> 
 
 
 POINTS: dict[str, Callable[[int], None]] = {
-    "in a step": lambda count: at(LongCLIPTrainer, "loss_terms", count),
+    "in a step": lambda count: at(LongCLIPTrainer, "embed", count),
     "weights written": lambda count: at(LongCLIPTrainer, "_save", count),
     "optimizer written": lambda count: at(LongCLIPTrainer, "_save_optimizer_and_scheduler", count),
     "half a file": within_torch_save,
