@@ -10,9 +10,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from modeling_longclip import __version__
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "constraints").glob("*.txt"))
-WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+WORKFLOWS = ROOT / ".github" / "workflows"
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
@@ -69,11 +71,30 @@ def test_the_oldest_are_the_lower_bounds() -> None:
     assert {"accelerate", "datasets", "diffusers", "matplotlib", "numpy", "onnx", "peft", "pillow"} <= held
 
 
-def test_workflows_run_what_was_reviewed() -> None:
-    """Actions by commit, with read access, and the newest of everything decides nothing."""
-    text = WORKFLOW.read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", sorted(WORKFLOWS.glob("*.yml")), ids=lambda file: file.stem)
+def test_workflows_run_what_was_reviewed(file: Path) -> None:
+    """Actions by commit, with read access but for what publishing needs."""
+    text = file.read_text(encoding="utf-8")
     used = re.findall(r"uses: (.*)", text)
     assert used and all(re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v[\d.]+", action) for action in used)
     workflow = yaml.safe_load(text)
     assert workflow["permissions"] == {"contents": "read"}
-    assert [name for name, job in workflow["jobs"].items() if job.get("continue-on-error")] == ["newest"]
+    more = {name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job}
+    assert more == ({"publish": {"id-token": "write"}} if file.stem == "release" else {})
+    # The newest of everything decides nothing.
+    undecided = [name for name, job in workflow["jobs"].items() if job.get("continue-on-error")]
+    assert undecided == (["newest"] if file.stem == "ci" else [])
+
+
+def test_one_version_and_one_torch() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == __version__
+    torch = re.search(r"^export TORCH \?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert torch and f"ARG TORCH={torch[1]}\n" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_forms_of_the_repository_are_yaml() -> None:
+    files = [ROOT / ".github" / "dependabot.yml", *(ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")]
+    assert len(files) == 4
+    for file in files:
+        assert isinstance(yaml.safe_load(file.read_text(encoding="utf-8")), dict), file
