@@ -6,7 +6,7 @@ export TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo ablation test test-quick test-oldest test-newest test-upstream lint benchmark constraints clean
+.PHONY: demo ablation test test-quick test-oldest test-newest test-upstream lint site benchmark constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python -m examples.demo --output demo-output
@@ -36,6 +36,10 @@ test-upstream: $(VENV)/.ready
 
 lint: $(VENV)/.ready
 	$(BIN)/tox run -e lint
+
+# The site of mkdocs.yml, to build/site.
+site: $(VENV)/.ready
+	$(BIN)/tox run -e docs
 
 benchmark: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.stretch_cost
