@@ -3,7 +3,8 @@
     make site
 
 The documents link to each other and to files beside them, as on GitHub: so all tracked files but weights and tests go
-into the folder that mkdocs reads. Every public name of `longclip_hf` is on one page of the reference. Warnings are errors.
+into the folder that mkdocs reads. Every public name of `longclip_hf` is on a page of the reference. Warnings are
+errors.
 """
 
 import configparser

@@ -2,9 +2,9 @@
 
     python -m examples.reproduce.compare evaluation-results/results.json [--backbone B/16]
 
-`published.csv` holds the figures of the Long-CLIP paper (tables 1 to 5) and of its successors, in percent, as their papers
-print them. Some measure by other protocols: their line says so, and only figures of one protocol can be compared. Of
-benchmarks that nobody published, and published ones that results.json has not, nothing is shown but their names.
+`published.csv` holds the figures of the Long-CLIP paper (tables 1 to 5) and of its successors, in percent, as their
+papers print them. Some measure by other protocols, as their lines say: only figures of one protocol can be compared.
+Of benchmarks that nobody published, and published ones that results.json has not, nothing is shown but their names.
 """
 
 import csv
