@@ -16,7 +16,7 @@ from longclip_hf.conversion.hub import fetched
 from longclip_hf.conversion.settings import read_settings
 from longclip_hf.conversion.tensors import StoredTensor, read_safetensors, read_torch, target_dtype
 from longclip_hf.errors import ConversionError
-from longclip_hf.files import inside, read_json
+from longclip_hf.files import inside, notice, read_json
 from modeling_longclip import (
     LongCLIPConfig,
     LongCLIPModel,
@@ -24,6 +24,7 @@ from modeling_longclip import (
     LongCLIPTextModel,
     LongCLIPTextModelWithProjection,
 )
+from modeling_longclip.defaults import CLIP_LENGTH
 
 POSITION_TABLE = "text_model.embeddings.position_embedding.weight"
 # Index buffers that checkpoints of older versions carry; CLIP makes them itself from the configuration.
@@ -98,7 +99,9 @@ def stated_license(folder: Path) -> str | None:
     return stated if isinstance(stated, str) else None
 
 
-def read_checkpoint(source: str, revision: str | None = None, stretched: bool = False) -> Checkpoint:
+def read_checkpoint(
+    source: str, revision: str | None = None, stretched: bool = False, own_length: bool = False
+) -> Checkpoint:
     """Reads everything of a checkpoint but the tensors' values.
 
     Args:
@@ -106,21 +109,27 @@ def read_checkpoint(source: str, revision: str | None = None, stretched: bool = 
             safetensors (one file or shards) or `.bin`.
         revision: branch, tag or commit of a Hub id.
         stretched: whether a Long-CLIP is meant too; otherwise it is refused.
+        own_length: whether the table's rows count where config.json names another number of positions.
 
     Raises:
         ConversionError: if there is no such checkpoint, it is no CLIP with a text tower, or its tensors are not the
             ones that its configuration asks for.
     """
     folder = find_folder(source, revision)
-    return read_files(source, folder, _weight_files(source, folder), stretched)
+    return read_files(source, folder, _weight_files(source, folder), stretched, own_length)
 
 
-def read_files(source: str, folder: Path, files: list[Path], stretched: bool = False) -> Checkpoint:
+def read_files(
+    source: str, folder: Path, files: list[Path], stretched: bool = False, own_length: bool = False
+) -> Checkpoint:
     """`read_checkpoint` of a folder whose weights are in `files`: a variant of several, under names of its own."""
-    config = _read_config(source, folder, stretched)
+    settings = _read_settings(source, folder, stretched)
     tensors = {name: tensor for file in files for name, tensor in _read_weights(file).items()}
-    if not isinstance(config, CLIPConfig):
+    if settings["model_type"] == "clip_text_model":
         tensors = {_nested(name): tensor for name, tensor in tensors.items()}
+    if POSITION_TABLE in tensors and tensors[POSITION_TABLE].shape:
+        _mend_length(source, settings, tensors[POSITION_TABLE].shape[0], own_length)
+    config = _build_config(folder / "config.json", settings)
     dropped = [name for name in DERIVED_BUFFERS if tensors.pop(name, None) is not None]
     checkpoint = Checkpoint(source, folder, config, tensors, dropped)
     _check_tensors(checkpoint)
@@ -178,7 +187,8 @@ def expected_shapes(checkpoint: Checkpoint, config: PretrainedConfig) -> dict[st
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _read_config(source: str, folder: Path, stretched: bool) -> PretrainedConfig:
+def _read_settings(source: str, folder: Path, stretched: bool) -> dict[str, Any]:
+    """The object in `config.json`, of a CLIP or of its text tower alone."""
     file = inside(folder, "config.json")
     if not file.is_file():
         raise ConversionError(f"{source} holds no config.json: a checkpoint in Hugging Face's format is needed.")
@@ -200,8 +210,34 @@ def _read_config(source: str, folder: Path, stretched: bool) -> PretrainedConfig
         labels = part.get("num_labels")  # for which transformers makes names, one by one
         if isinstance(labels, int) and labels > MOST_LABELS:
             raise ConversionError(f"{file} names {labels} labels, and a CLIP has none. Take num_labels out.")
+    return raw
+
+
+def _mend_length(source: str, settings: dict[str, Any], rows: int, own_length: bool) -> None:
+    """Puts the table's own size in `settings` where transformers would read another one in them, and says so.
+
+    Of a `text_config_dict` beside `text_config`, transformers takes all values, and its own defaults for what is not
+    in it: the common folders of Long-CLIPs name 248 positions in `text_config` alone, and are read with 77.
+    """
+    text, legacy = settings.get("text_config", settings), settings.get("text_config_dict")
+    if not isinstance(text, dict):
+        return
+    name = "max_position_embeddings"
+    counted = {**text, name: CLIP_LENGTH, **legacy} if isinstance(legacy, dict) else text
+    said = counted.get(name, CLIP_LENGTH)
+    is_reset = isinstance(legacy, dict) and name not in legacy
+    if said == rows or not (own_length or (is_reset and text.get(name) == rows)):
+        return
+    place = f"a text_config_dict without {name}, which resets it to" if is_reset else name
+    notice(f"config.json of {source} has {place} {said}, and its table of positions has {rows} rows: {rows} is taken.")
+    for part in (text, legacy):
+        if isinstance(part, dict):
+            part[name] = rows
+
+
+def _build_config(file: Path, settings: dict[str, Any]) -> PretrainedConfig:
     try:
-        config = (CLIPConfig if model_type == "clip" else CLIPTextConfig).from_dict(raw)
+        config = (CLIPConfig if settings["model_type"] == "clip" else CLIPTextConfig).from_dict(settings)
         config.to_dict()  # values of some types are met only here
         return config
     except Exception as error:  # of every class: any type stands in a broken file, and only its version checks some
@@ -269,7 +305,8 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
     if rows is not None and rows != configured:
         raise ConversionError(
             f"{checkpoint.source}: config.json names {configured} positions and {POSITION_TABLE} has {rows} rows. "
-            "One of the two is not this checkpoint's."
+            "One of the two is not this checkpoint's. If config.json is wrong: longclip-convert "
+            f"{checkpoint.source} --output DIR."
         )
     _check_layers(checkpoint)
     try:

@@ -6,6 +6,7 @@
     python conversion/original.py longclip-B.pt --output long-clip --precision as-released --against path/to/Long-CLIP
     python conversion/original.py open_clip_model.safetensors --output clip    # 77 positions: stretch it then
     python conversion/original.py open_clip_pytorch_model.bin --output clip --activation gelu --image-statistics openai
+    python conversion/original.py path/to/folder --output long-clip      # a stock one of 248 positions
     python conversion/original.py long-clip --to original --output longclip.pt
     python conversion/original.py long-clip --to open_clip --output open-clip
 
@@ -15,7 +16,6 @@ tensor of the file has its place, or the command says which has none. What was w
 by bit before the command ends.
 """
 
-import shutil
 import sys
 import time
 from dataclasses import replace
@@ -36,24 +36,6 @@ if TYPE_CHECKING:
 PRECISIONS = ("exact", "as-released")
 ACTIVATIONS = ("quick_gelu", "gelu")
 DTYPES = ("float32", "float16", "bfloat16")
-# What Long-CLIP's authors released: file name -> repository on the Hub, all under this licence.
-RELEASED = {
-    "longclip-B.pt": "BeichenZhang/LongCLIP-B",
-    "longclip-B-32.pt": "BeichenZhang/LongCLIP-B-32",
-    "longclip-L.pt": "BeichenZhang/LongCLIP-L",
-    "longclip-L@336px.pt": "BeichenZhang/LongCLIP-L-336px",
-}
-RELEASED_LICENSE = "apache-2.0"
-# Image width, patch and side in pixels -> where the tokenizer and image settings of that size are.
-BASES = {
-    (768, 32, 224): "openai/clip-vit-base-patch32",
-    (768, 16, 224): "openai/clip-vit-base-patch16",
-    (1024, 14, 224): "openai/clip-vit-large-patch14",
-    (1024, 14, 336): "openai/clip-vit-large-patch14-336",
-    (1280, 14, 224): "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-    (1408, 14, 224): "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
-    (1664, 14, 224): "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
-}
 
 
 def convert(
@@ -97,8 +79,8 @@ def convert(
     """
     import torch
 
-    from longclip_hf.conversion import folder, key_map, layouts, parity
-    from longclip_hf.conversion.checkpoint import find_folder, read_checkpoint
+    from longclip_hf.conversion import folder, key_map, layouts, origin, parity
+    from longclip_hf.conversion.checkpoint import find_folder, read_checkpoint, stated_license
     from longclip_hf.conversion.open_clip_config import OPEN_CLIP_CONFIG
     from longclip_hf.conversion.open_clip_config import image_settings as settings_of
     from longclip_hf.conversion.tensors import as_stored, read_safetensors, write_safetensors
@@ -135,7 +117,7 @@ def convert(
         stretch = layouts.stretch_settings(length, keep, two_tables)
         config = LongCLIPConfig(**config.to_dict() | {"text_config": config.text_config.to_dict() | stretch})
     config.dtype = str(next(iter(meant.values())).dtype).removeprefix("torch.")
-    processor = tokenizer or _base(original.source, config)
+    processor = tokenizer or origin.base_of(original.source, config)
     processor_folder = find_folder(processor, weights=False)
     for name, read in ((source, original.file.resolve()), (processor, processor_folder.resolve())):
         if output.resolve() in (read, *read.parents):
@@ -179,13 +161,16 @@ def convert(
             proofs["against the original"] = against_original.prove_features(
                 work, Path(against), original.tensors, rounded=precision == "as-released"
             )
+        released = origin.RELEASED.get(original.file.name) if two_tables else None
         if is_long:
-            repository = source if file_name is not None and not Path(source).expanduser().exists() else None
-            license_ = _write_card(
-                work, original, repository=repository, config=config, precision=precision, dtype=dtype, proofs=proofs
-            )
+            license_ = stated_license(original.file.parent) or (origin.RELEASED_LICENSE if released else None)
+            repository = source if file_name is not None and not Path(source).expanduser().exists() else released
+            origin.write_long_card(
+                work, config, source=original.file.name, long_class="LongCLIPModel", repository=repository,
+                license=license_, two_tables=two_tables, precision=precision, dtype=dtype, proofs=proofs,
+            )  # fmt: skip
         else:
-            license_ = _carry_card(work, original)
+            license_ = origin.carry_card(work, original.file.with_name("README.md"))
         size = sum(file.stat().st_size for file in work.iterdir())
     text, vision = config.text_config, config.vision_config
     said_by = image_statistics or (f"by {OPEN_CLIP_CONFIG}" if original.open_clip else f"of {processor}")
@@ -244,78 +229,11 @@ def _check_options(
         raise ConversionError(f"--against compares in float32, not in {dtype}. Leave one of them out.")
 
 
-def _base(source: str, config: "CLIPConfig") -> str:
-    vision = config.vision_config
-    base = BASES.get((vision.hidden_size, vision.patch_size, vision.image_size))
-    if base is None:
-        raise ConversionError(
-            f"{source} has images of {vision.image_size} px in patches of {vision.patch_size} and width "
-            f"{vision.hidden_size}: no base model of that size is known. Name a Hub id or folder of its tokenizer and "
-            "image settings with --tokenizer."
-        )
-    return base
-
-
-def _write_card(
-    work: Path,
-    original: "Original",
-    *,
-    repository: str | None,
-    config: Any,
-    precision: str,
-    dtype: str | None,
-    proofs: dict[str, str],
-) -> str | None:
-    """The card of a Long-CLIP. Returns the licence, where it is known."""
-    from huggingface_hub import ModelCardData
-
-    from longclip_hf.conversion.checkpoint import stated_license
-    from longclip_hf.conversion.folder import write_card
-
-    name = original.file.name
-    released = RELEASED.get(name) if original.two_tables else None
-    repository = repository or released
-    license_ = stated_license(original.file.parent) or (RELEASED_LICENSE if released else None)
-    data = ModelCardData(
-        base_model=repository,
-        library_name="transformers",
-        license=license_,
-        pipeline_tag="zero-shot-image-classification",
-        tags=["clip", "long-clip"],
-    )
-    text = config.text_config
-    write_card(
-        work,
-        data,
-        converted=True,
-        two_tables=original.two_tables,
-        repository=repository,
-        precision=precision,
-        source=name,
-        long_class="LongCLIPModel",
-        dtype=dtype,
-        has_image_tower=True,
-        rows=CLIP_LENGTH,
-        length=text.max_position_embeddings,
-        keep=text.keep,
-        proofs=proofs,
-    )
-    return license_
-
-
-def _carry_card(work: Path, original: "Original") -> str | None:
-    """The source's own card, for a plain CLIP: what stretches it reads the licence there. Returns the licence."""
-    from longclip_hf.conversion.checkpoint import stated_license
-
-    card = original.file.with_name("README.md")
-    if card.is_file() and stated_license(original.file.parent):
-        shutil.copyfile(card, work / "README.md")
-    return stated_license(original.file.parent)
-
-
 def _parser() -> CommandParser:
     parser = CommandParser(prog="longclip-convert", description=__doc__)
-    parser.add_argument("source", help="file (.pt, .bin, .safetensors), or a Hub id; with --to, a folder or Hub id")
+    parser.add_argument(
+        "source", help="file (.pt, .bin, .safetensors), Hub id, or folder in Hugging Face's layout with a long table"
+    )
     parser.add_argument("file", nargs="?", help="the file in a Hub id")
     parser.add_argument("--output", type=Path, required=True, help="the new folder; a file with --to original")
     parser.add_argument(
@@ -326,7 +244,18 @@ def _parser() -> CommandParser:
         "--tokenizer", "--processor", metavar="ID_OR_DIR",
         help="where tokenizer and image settings come from (default: the base model of that size, on the Hub)",
     )  # fmt: skip
-    parser.add_argument("--keep", type=int, help=f"rows that are read from the first of two tables (default: {KEEP})")
+    parser.add_argument(
+        "--keep", type=int,
+        help=f"rows that are read from the first of two tables, or count as kept in one (default: {KEEP})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ratio",
+        type=int,
+        help="rows that each later row became, of a table that is one (default: what its length takes)",
+    )
+    parser.add_argument(
+        "--base", metavar="ID_OR_DIR", help="the CLIP of 77 positions that was stretched: finds --keep and --ratio"
+    )
     parser.add_argument(
         "--precision", choices=PRECISIONS,
         help="as-released rounds through float16 what the authors' loader rounds, for their features to 1e-5 "
@@ -354,22 +283,32 @@ def _parser() -> CommandParser:
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
     options = _parser().parse_args(args)
-    forth = (
-        "file", "tokenizer", "keep", "precision", "dtype", "activation", "vision_heads", "image_statistics", "against",
-    )  # fmt: skip
+    of_files = ("precision", "activation", "vision_heads", "image_statistics", "against")
+    of_folders = ("ratio", "base")
+    forth = ("file", "tokenizer", "keep", "dtype", *of_files, *of_folders)
     common = {"revision": options.revision, "overwrite": options.overwrite}
+
+    def refuse(names: tuple[str, ...], reason: str) -> None:
+        if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]:
+            raise ConversionError(f"{reason} Leave {', '.join(given)} out.")
 
     def work() -> None:
         console, _ = consoles(options.quiet)
         if options.to is not None:
-            if given := [name for name in forth if getattr(options, name) is not None]:
-                raise ConversionError(
-                    f"--to {options.to} takes no {', '.join(given)}: a folder says all that is needed."
-                )
+            refuse(forth, f"--to {options.to} reads a folder, which says all that is needed.")
             from longclip_hf.conversion.back import convert_back
 
             report = convert_back(options.source, options.output, options.to, **common)
+        elif options.file is None and (Path(options.source).expanduser() / "config.json").is_file():
+            refuse(of_files, f"{options.source} is a folder in Hugging Face's layout, whose files say that.")
+            from longclip_hf.conversion.adopt import adopt
+
+            report = adopt(
+                options.source, options.output, tokenizer=options.tokenizer, keep=options.keep, ratio=options.ratio,
+                base=options.base, dtype=options.dtype, **common,
+            )  # fmt: skip
         else:
+            refuse(of_folders, f"{options.source} is not in Hugging Face's layout.")
             report = convert(
                 options.source, options.output, file_name=options.file, tokenizer=options.tokenizer, keep=options.keep,
                 precision=options.precision or PRECISIONS[0], dtype=options.dtype, activation=options.activation,

@@ -110,7 +110,8 @@ def prepare(
     if config.get("model_type") not in ("clip", "clip_text_model") or not config.get("auto_map"):
         raise ConversionError(
             f"{folder} holds no Long-CLIP: config.json names the model_type {config.get('model_type')!r} and "
-            f"{'its' if config.get('auto_map') else 'no'} code. Make one with conversion/stretch.py."
+            f"{'its' if config.get('auto_map') else 'no'} code. Make one with conversion/stretch.py, or with "
+            f"longclip-convert {folder} --output DIR if its table of positions is long already."
         )
     if results_model is not None and not results:
         raise ConversionError("--results-model is for --results FILE, which is missing.")

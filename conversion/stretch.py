@@ -114,7 +114,8 @@ def stretch(
     rows = old_table.shape[0]
     if rows > CLIP_LENGTH:
         raise ConversionError(
-            f"{source} has {rows} positions already; CLIP has {CLIP_LENGTH}. Stretch the CLIP it came from instead."
+            f"{source} has {rows} positions already; CLIP has {CLIP_LENGTH}. To use it as it is: longclip-convert "
+            f"{source} --output DIR. To make another one, stretch the CLIP it came from."
         )
     target = None if dtype is None else getattr(torch, dtype)
     old_table = old_table.to(target or old_table.dtype)

@@ -607,7 +607,10 @@ class TestOptions:
             (["--revision", "main"], "--revision main is for Hub ids"),
             (["--activation", "gelu"], "has quick_gelu. Leave it out"),
             (["--image-statistics", "inception"], "--image-statistics inception, and the layout .* Leave it out"),
-            (["--to", "original", "--keep", "3", "--dtype", "float16"], "--to original takes no keep, dtype"),
+            (
+                ["--to", "original", "--keep", "3", "--dtype", "float16"],
+                "--to original reads a folder, .* Leave --keep, --dtype out",
+            ),
             (["--to", "original"], "is a file. Name the folder that holds it"),
             (["--tokenizer", "./nowhere"], "./nowhere: no such folder"),
             ([], "no base model of that size is known.*--tokenizer"),
