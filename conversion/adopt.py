@@ -5,17 +5,26 @@ No weight changes: what changes is what stands around the weights, so that every
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from longclip_hf.conversion import folder, origin, parity
-from longclip_hf.conversion.checkpoint import POSITION_TABLE, Checkpoint, find_folder, long_config, read_checkpoint
+from longclip_hf.conversion import folder, key_map, origin, parity
+from longclip_hf.conversion.checkpoint import (
+    POSITION_TABLE,
+    Checkpoint,
+    check_tensors,
+    find_folder,
+    long_config,
+    read_checkpoint,
+)
 from longclip_hf.conversion.conversions import ConversionReport
-from longclip_hf.conversion.layouts import stretch_settings
+from longclip_hf.conversion.encoders import text_config
+from longclip_hf.conversion.layouts import Original, check_dtypes, merge_tables, stretch_settings
 from longclip_hf.conversion.positions import ARITHMETICS, stretch_positions, stretched_length
-from longclip_hf.conversion.tensors import read_safetensors, write_safetensors
+from longclip_hf.conversion.tensors import as_stored, read_safetensors, write_safetensors
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import new_folder
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP
@@ -113,6 +122,44 @@ def adopt(
     )
 
 
+def adopt_text_tower(
+    original: Original, output: Path | str, *, activation: str | None = None, dtype: str | None = None, **options: Any
+) -> ConversionReport:
+    """Writes a text tower that was read from a single file as a folder: a Long-CLIP's, or a plain one of 77 positions.
+
+    Args:
+        original: a text tower alone.
+        output: the new folder.
+        activation: `"quick_gelu"` or `"gelu"`, where its width does not say it, or something else was trained.
+        dtype: as of `adopt`.
+        options: the others of `adopt`.
+
+    Raises:
+        ConversionError: for whatever a user can mend; nothing is left behind.
+        ProofError: if what was written is not what was meant; nothing is left behind.
+    """
+    tensors = original.tensors
+    if original.two_tables:
+        keep = options["keep"] = KEEP if options.get("keep") is None else options["keep"]
+        tensors = merge_tables(tensors, keep)
+    try:
+        ours = key_map.to_ours(tensors, text_alone=True)
+    except ConversionError as error:
+        raise ConversionError(f"{original.source}: {error}") from error
+    check_dtypes(original.source, tensors, dtype)
+    config = text_config(original.source, tensors, activation)
+    checkpoint = Checkpoint(
+        original.source, original.file.parent, config, dict(as_stored(original.file, ours)), original.left_out
+    )
+    check_tensors(checkpoint)
+    report = write_folder(checkpoint, output, dtype=dtype, **options)
+    encoder = original.encoder
+    if encoder is None:
+        return report
+    source = f"{original.source} ({encoder.name}, {encoder.prefix or 'no prefix'}: {encoder.place})"
+    return replace(report, facts=report.facts | {"source": source})
+
+
 def write_folder(
     checkpoint: Checkpoint,
     output: Path | str,
@@ -198,7 +245,7 @@ def write_folder(
         f"{long_class.removeprefix('Long')}."
         if is_long
         else f"It is a plain CLIP of {length} positions. Stretch it: python conversion/stretch.py {output}",
-        left_out=[f"{name} (an index that CLIP makes itself)" for name in checkpoint.dropped],
+        left_out=checkpoint.dropped,
     )
 
 

@@ -132,7 +132,7 @@ def read_files(
     config = _build_config(folder / "config.json", settings)
     dropped = [name for name in DERIVED_BUFFERS if tensors.pop(name, None) is not None]
     checkpoint = Checkpoint(source, folder, config, tensors, dropped)
-    _check_tensors(checkpoint)
+    check_tensors(checkpoint)
     return checkpoint
 
 
@@ -299,7 +299,12 @@ def _nested(name: str) -> str:
     return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else name
 
 
-def _check_tensors(checkpoint: Checkpoint) -> None:
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Whether the tensors are those that the configuration asks for.
+
+    Raises:
+        ConversionError: naming those that are missing, unknown or of another shape.
+    """
     rows = checkpoint.tensors[POSITION_TABLE].shape[0] if POSITION_TABLE in checkpoint.tensors else None
     configured = checkpoint.text_config.max_position_embeddings
     if rows is not None and rows != configured:

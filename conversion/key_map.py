@@ -62,14 +62,18 @@ TABLE = (
 )
 _BY_ORIGINAL = {rule.original: rule for rule in TABLE}
 _BY_OURS = {name: rule for rule in TABLE for name in rule.ours}
+# Of a text tower alone, with its projection or without.
+_PROJECTION = "text_projection"
+_TEXT = tuple(rule for rule in TABLE if rule.ours[0].startswith(("text_model.", _PROJECTION)))
 _LAYER = re.compile(r"(?<=\.)(0|[1-9]\d*)(?=\.)")
 
 
-def to_ours(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_ours(tensors: Mapping[str, torch.Tensor], text_alone: bool = False) -> dict[str, torch.Tensor]:
     """The tensors of the original layout under Hugging Face's names, in its shapes, with the same bits.
 
     Args:
         tensors: both towers, with one table of text positions.
+        text_alone: they are a text tower alone, with its projection or without.
 
     Returns:
         New tensors or views of the given ones.
@@ -77,7 +81,7 @@ def to_ours(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Raises:
         ConversionError: naming the tensors that are unknown or missing, or one whose shape the rule does not fit.
     """
-    check_names(tensors)
+    check_names(tensors, text_alone)
     renamed: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         pattern, layer = _split(name)
@@ -93,13 +97,13 @@ def to_ours(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-def to_original(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_original(tensors: Mapping[str, torch.Tensor], text_alone: bool = False) -> dict[str, torch.Tensor]:
     """The inverse of `to_ours`: the tensors of Hugging Face's layout under the original's names.
 
     Raises:
         ConversionError: naming the tensors that are unknown or missing, or one whose shape the rule does not fit.
     """
-    _check_names(tensors, _BY_OURS)
+    _check_names(tensors, {name: rule for rule in _rules(tensors, text_alone) for name in rule.ours}, text_alone)
     renamed = {}
     for name in tensors:
         pattern, layer = _split(name)
@@ -130,16 +134,24 @@ def round_as_released(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return {name: rounded(name, tensor) for name, tensor in tensors.items()}
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Whether `names` are those of a CLIP in the original layout, with one table of text positions.
+def check_names(names: Iterable[str], text_alone: bool = False) -> None:
+    """Whether `names` are those of a CLIP in the original layout, or its text tower, with one table of text positions.
 
     Raises:
         ConversionError: naming those that are unknown or missing.
     """
-    _check_names(names, _BY_ORIGINAL)
+    names = set(names)
+    _check_names(names, {rule.original: rule for rule in _rules(names, text_alone)}, text_alone)
 
 
-def _check_names(names: Iterable[str], rules: Mapping[str, Rule]) -> None:
+def _rules(names: Iterable[str], text_alone: bool) -> tuple[Rule, ...]:
+    if not text_alone:
+        return TABLE
+    projected = any(name.startswith(_PROJECTION) for name in names)
+    return tuple(rule for rule in _TEXT if projected or rule.original != _PROJECTION)
+
+
+def _check_names(names: Iterable[str], rules: Mapping[str, Rule], text_alone: bool) -> None:
     found = set(names)
     layers: dict[str, set[str]] = {}  # the part of a name before the number -> the numbers
     for name in found:
@@ -154,7 +166,8 @@ def _check_names(names: Iterable[str], rules: Mapping[str, Rule]) -> None:
     complaints = [f"{name} is unknown" for name in sorted(found - expected)]
     complaints += [f"{name} is missing" for name in sorted(expected - found)]
     if complaints:
-        raise ConversionError(f"No CLIP with a ViT in this layout: {shortened(complaints)}.")
+        what = "text tower of a CLIP" if text_alone else "CLIP with a ViT"
+        raise ConversionError(f"No {what} in this layout: {shortened(complaints)}.")
 
 
 def shortened(complaints: list[str]) -> str:

@@ -12,8 +12,10 @@ from transformers import CLIPConfig, CLIPModel
 
 from longclip_hf.conversion import key_map
 from longclip_hf.conversion.checkpoint import download
+from longclip_hf.conversion.encoders import HEAD_WIDTH, Encoder, choose, original_names, recognise
+from longclip_hf.conversion.foreign import refuse_file, refuse_names
 from longclip_hf.conversion.open_clip_config import OPEN_CLIP_CONFIG, check_sizes, read_open_clip_config
-from longclip_hf.conversion.tensors import as_stored, load_torch, read_safetensors
+from longclip_hf.conversion.tensors import StoredTensor, as_stored, load_torch, read_header, read_safetensors
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import inside
 from modeling_longclip.defaults import CLIP_LENGTH
@@ -30,7 +32,8 @@ _VISION_HEADS = {
     (1664, 48, 14): 16,  # bigG
     (1792, 56, 14): 16,  # e
 }
-HEAD_WIDTH = 64  # OpenAI's rule
+# Under which a training checkpoint holds the state dict.
+_CONTAINERS = ("state_dict", "model", "model_state_dict")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Original:
         two_tables: whether the file holds both, which only Long-CLIP's do.
         openai: whether the file holds the numbers that OpenAI puts beside its weights.
         left_out: names in the file that are no weights, and are not carried over.
+        encoder: where the text tower stands in the file; None where none was recognised.
     """
 
     source: str
@@ -54,33 +58,51 @@ class Original:
     two_tables: bool
     openai: bool
     left_out: list[str]
+    encoder: Encoder | None = None
+
+    @property
+    def text_alone(self) -> bool:
+        return self.encoder is not None and self.encoder.text_alone
 
 
-def read_original(source: str, file_name: str | None = None, revision: str | None = None) -> Original:
-    """Reads a state dict: plain, in safetensors, or as a training checkpoint holds it.
+def read_original(
+    source: str, file_name: str | None = None, revision: str | None = None, encoder: str | None = None
+) -> Original:
+    """Reads a state dict: plain, in safetensors, or as a training checkpoint or an image maker's file holds it.
 
     Args:
         source: a file, or the Hub id or folder that holds `file_name`.
         file_name: the file in it.
         revision: branch, tag or commit of a Hub id.
+        encoder: which one, of a file that holds several.
 
     Raises:
-        ConversionError: if there is no such file, or it is no state dict of tensors.
+        ConversionError: if there is no such file, or it is no state dict of tensors, or of no CLIP.
     """
     file = _find(source, file_name, revision)
-    left_out = []
+    name = source if file_name is None else f"{source}/{file_name}"
+    refuse_file(file)
+    left_out: list[str] = []
     if file.suffix == ".safetensors":
-        stored = read_safetensors(file)
+        shapes = {name: entry.shape for name, entry in read_header(file)[0].items()}
     else:
-        content = load_torch(file)
-        if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-            left_out = [f"{name} (training state)" for name in content if name != "state_dict"]
-            content = content["state_dict"]
-        stored = as_stored(file, content)
-    tensors = _plain_names({name: tensor.load() for name, tensor in stored.items()})
+        stored, left_out = _unpacked(file, load_torch(file))
+        shapes = {name: tensor.shape for name, tensor in stored.items()}
+    found = recognise(shapes)
+    chosen = choose(name, found, encoder) if found else None
+    names = shapes if chosen is None else chosen.names
+    refuse_names(name, names)
+    if file.suffix == ".safetensors":
+        stored = read_safetensors(file, names)
+    tensors = {name: stored[name].load() for name in names}
+    if chosen is not None:
+        try:
+            tensors, made = original_names(chosen, tensors)
+        except ConversionError as error:
+            raise ConversionError(f"{name}: {error}") from error
+        left_out += made
     scalars = [name for name in _SCALARS if tensors.pop(name, None) is not None]
     open_clip = inside(file.parent, OPEN_CLIP_CONFIG)
-    name = source if file_name is None else f"{source}/{file_name}"
     return Original(
         source=name,
         file=file,
@@ -89,6 +111,7 @@ def read_original(source: str, file_name: str | None = None, revision: str | Non
         two_tables=TRAINED_TABLE in tensors,
         openai=bool(scalars),
         left_out=left_out + scalars,
+        encoder=chosen,
     )
 
 
@@ -237,20 +260,14 @@ def _find(source: str, file_name: str | None, revision: str | None) -> Path:
     return folder / file_name
 
 
-def _plain_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without what DistributedDataParallel and OpenCLIP's other classes put around the names."""
-    plain = dict(tensors)
-    if plain and all(name.startswith("module.") for name in plain):
-        plain = {name.removeprefix("module."): tensor for name, tensor in plain.items()}
-    if any(name.startswith("text.") for name in plain):  # OpenCLIP's custom_text
-        inside = {name.removeprefix("text.") for name in plain if name.startswith("text.")}
-        if both := sorted(inside & plain.keys()):
-            raise ConversionError(f"These are there twice, under text. too: {key_map.shortened(both)}.")
-        plain = {name.removeprefix("text."): tensor for name, tensor in plain.items()}
-    if "text_projection" not in plain and "text_projection.weight" in plain:
-        # Some of OpenCLIP's are a linear layer, whose weight is (out, in).
-        plain["text_projection"] = plain.pop("text_projection.weight").t()
-    return plain
+def _unpacked(file: Path, content: Any) -> tuple[dict[str, StoredTensor], list[str]]:
+    """The state dict in what a training wrote, and the names of what is beside it."""
+    left_out: list[str] = []
+    for key in _CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            left_out += [f"{name} (training state)" for name in content if name != key]
+            content = content[key]
+    return as_stored(file, content), left_out
 
 
 def _shape(original: Original, name: str, dimensions: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCardData
 from transformers import PretrainedConfig
 
 from longclip_hf.conversion.checkpoint import stated_license
+from longclip_hf.conversion.encoders import KINDS
 from longclip_hf.conversion.folder import write_card
 from longclip_hf.errors import ConversionError
 from modeling_longclip.defaults import CLIP_LENGTH
@@ -30,13 +31,6 @@ BASES = {
     (1408, 14, 224): "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
     (1664, 14, 224): "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
 }
-# The same by width and layers of a text tower alone, as image makers hold it; 23 is Stable Diffusion 2's.
-TEXT_BASES = {
-    (768, 12): "openai/clip-vit-large-patch14",
-    (1024, 24): "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-    (1024, 23): "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-    (1280, 32): "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
-}
 
 
 def base_of(source: str, config: PretrainedConfig) -> str:
@@ -47,8 +41,9 @@ def base_of(source: str, config: PretrainedConfig) -> str:
     """
     vision = getattr(config, "vision_config", None)
     if vision is None:
-        base = TEXT_BASES.get((config.hidden_size, config.num_hidden_layers))
-        size = f"a text tower of width {config.hidden_size} and {config.num_hidden_layers} layers"
+        kind = KINDS.get(config.hidden_size)
+        base = kind.base if kind else None
+        size = f"a text tower of width {config.hidden_size}"
         files = "its tokenizer"
     else:
         base = BASES.get((vision.hidden_size, vision.patch_size, vision.image_size))

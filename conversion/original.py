@@ -50,11 +50,14 @@ def convert(
     activation: str | None = None,
     vision_heads: int | None = None,
     image_statistics: str | None = None,
+    encoder: str | None = None,
+    ratio: int | None = None,
+    base: str | None = None,
     against: Path | str | None = None,
     revision: str | None = None,
     overwrite: bool = False,
 ) -> ConversionReport:
-    """Writes a checkpoint in the layout of Long-CLIP, OpenAI or OpenCLIP as a folder in Hugging Face's.
+    """Writes a checkpoint in one file, or a text encoder in it, as a folder in Hugging Face's layout.
 
     Args:
         source: a file, or the Hub id or folder that holds `file_name`.
@@ -69,6 +72,9 @@ def convert(
         vision_heads: heads of the image tower, where neither its size nor a configuration says it.
         image_statistics: `"openai"`, `"imagenet"` or `"inception"`: the mean and standard deviation of the images that
             the model was trained on, where neither layout nor configuration says it.
+        encoder: which text encoder of a file that holds several, such as `"clip_g"`.
+        ratio: of a text tower alone with one long table: rows that each later row became.
+        base: of the same, folder or Hub id of the CLIP that was stretched: finds `keep` and `ratio`.
         against: a checkout of the original, to compare features with.
         revision: branch, tag or commit of a Hub id.
         overwrite: replace an existing `output`.
@@ -79,7 +85,7 @@ def convert(
     """
     import torch
 
-    from longclip_hf.conversion import folder, key_map, layouts, origin, parity
+    from longclip_hf.conversion import adopt, folder, key_map, layouts, origin, parity
     from longclip_hf.conversion.checkpoint import find_folder, read_checkpoint, stated_license
     from longclip_hf.conversion.open_clip_config import OPEN_CLIP_CONFIG
     from longclip_hf.conversion.open_clip_config import image_settings as settings_of
@@ -95,9 +101,21 @@ def convert(
             raise ConversionError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}.")
     output = Path(output)
     began = time.perf_counter()
-    original = layouts.read_original(source, file_name, revision)
+    original = layouts.read_original(source, file_name, revision, encoder)
     two_tables = original.two_tables
     _check_options(original, keep, precision, dtype, against)
+    if original.text_alone:
+        if named := [word for word, value in (("vision-heads", vision_heads), ("image-statistics", image_statistics))
+                     if value is not None]:  # fmt: skip
+            raise ConversionError(f"{original.source} is a text tower alone. Leave --{named[0]} out.")
+        return adopt.adopt_text_tower(
+            original, output, activation=activation, tokenizer=tokenizer, keep=keep, ratio=ratio, base=base,
+            dtype=dtype, overwrite=overwrite,
+        )  # fmt: skip
+    if ratio is not None or base is not None:
+        raise ConversionError(
+            f"{original.source} is neither a folder nor a text tower alone. Leave --ratio and --base out."
+        )
     keep = KEEP if keep is None else keep
     try:
         meant = layouts.merge_tables(original.tensors, keep) if two_tables else original.tensors
@@ -174,7 +192,8 @@ def convert(
         size = sum(file.stat().st_size for file in work.iterdir())
     text, vision = config.text_config, config.vision_config
     said_by = image_statistics or (f"by {OPEN_CLIP_CONFIG}" if original.open_clip else f"of {processor}")
-    layout = "Long-CLIP's two tables" if two_tables else "OpenCLIP's" if original.open_clip else "one table"
+    naming = "Hugging Face's" if original.encoder and original.encoder.naming != "original" else "one table"
+    layout = "Long-CLIP's two tables" if two_tables else "OpenCLIP's" if original.open_clip else naming
     return ConversionReport(
         output=output,
         facts={
@@ -206,7 +225,8 @@ def _check_options(
     from longclip_hf.conversion.layouts import TABLE
 
     rows = original.tensors[TABLE].shape[0] if TABLE in original.tensors and original.tensors[TABLE].ndim else 0
-    if rows > CLIP_LENGTH and not original.two_tables and original.open_clip is None:
+    is_whole = original.open_clip is not None or (original.encoder and original.encoder.one_table_is_whole)
+    if rows > CLIP_LENGTH and not original.two_tables and not is_whole:
         raise ConversionError(
             f"{original.source} has {rows} text positions and one table of them. Long-CLIP's checkpoints have a "
             "second, positional_embedding_res, with the rows that were trained; without it this one is not complete. "
@@ -275,6 +295,9 @@ def _parser() -> CommandParser:
         "--against", type=Path, metavar="CHECKOUT",
         help="also compare features with the original's code in this folder. The code in it is run",
     )  # fmt: skip
+    parser.add_argument(
+        "--encoder", metavar="NAME", help="which text encoder of a file that holds several, such as clip_g"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return parser
@@ -283,9 +306,8 @@ def _parser() -> CommandParser:
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
     options = _parser().parse_args(args)
-    of_files = ("precision", "activation", "vision_heads", "image_statistics", "against")
-    of_folders = ("ratio", "base")
-    forth = ("file", "tokenizer", "keep", "dtype", *of_files, *of_folders)
+    of_files = ("encoder", "precision", "activation", "vision_heads", "image_statistics", "against")
+    forth = ("file", "tokenizer", "keep", "ratio", "base", "dtype", *of_files)
     common = {"revision": options.revision, "overwrite": options.overwrite}
 
     def refuse(names: tuple[str, ...], reason: str) -> None:
@@ -308,12 +330,11 @@ def main(args: list[str] | None = None) -> int:
                 base=options.base, dtype=options.dtype, **common,
             )  # fmt: skip
         else:
-            refuse(of_folders, f"{options.source} is not in Hugging Face's layout.")
             report = convert(
                 options.source, options.output, file_name=options.file, tokenizer=options.tokenizer, keep=options.keep,
                 precision=options.precision or PRECISIONS[0], dtype=options.dtype, activation=options.activation,
                 vision_heads=options.vision_heads, image_statistics=options.image_statistics, against=options.against,
-                **common,
+                encoder=options.encoder, ratio=options.ratio, base=options.base, **common,
             )  # fmt: skip
         _print_report(console, report)
 

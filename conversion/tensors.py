@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -60,11 +60,21 @@ class StoredTensor:
         return torch.from_numpy(flat).view(self.dtype).view(self.shape)
 
 
-def read_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a `.safetensors` file, in its order.
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in the header of a safetensors file: its dtype in the format's words, `nbytes` from `offset` on."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """What a `.safetensors` file says of its tensors, of whatever dtype, in the order of their bytes; its metadata.
 
     Raises:
-        ConversionError: if the file is corrupt, cut short, or holds a dtype that no CLIP has.
+        ConversionError: if the file is corrupt, cut short, or of MLX.
     """
     try:
         with safe_open(file, framework="pt"):
@@ -76,13 +86,41 @@ def read_safetensors(file: Path) -> dict[str, StoredTensor]:
     with file.open("rb") as stream:
         header_size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(header_size))
-    header.pop("__metadata__", None)
-    tensors = {}
+    metadata = header.pop("__metadata__", None) or {}
+    if metadata.get("format") == "mlx":
+        raise ConversionError(
+            f"{file} is of MLX, whose convolutions have another order. Take the model that it was made of."
+        )
+    entries = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["dtype"] not in DTYPES:
-            raise ConversionError(f"{file}: tensor {name} is {entry['dtype']}; a CLIP is one of {', '.join(DTYPES)}.")
-        offset = 8 + header_size + entry["data_offsets"][0]
-        tensors[name] = StoredTensor(file, name, tuple(entry["shape"]), DTYPES[entry["dtype"]], offset)
+        begin, end = entry["data_offsets"]
+        entries[name] = Entry(entry["dtype"], tuple(entry["shape"]), 8 + header_size + begin, end - begin)
+    return entries, metadata
+
+
+def read_safetensors(file: Path, names: Iterable[str] | None = None) -> dict[str, StoredTensor]:
+    """The tensors of a `.safetensors` file, in its order.
+
+    Args:
+        file: with tensors of any dtype.
+        names: of those that are meant; by default all.
+
+    Raises:
+        ConversionError: if the file is corrupt, cut short, or one that is meant has a dtype that no CLIP has.
+    """
+    meant = None if names is None else set(names)
+    tensors = {}
+    for name, entry in read_header(file)[0].items():
+        if meant is not None and name not in meant:
+            continue
+        if entry.dtype.startswith("F8_"):
+            raise ConversionError(
+                f"{file}: tensor {name} is {entry.dtype}, fp8, reduced for inference: what was rounded off does not "
+                "come back. Take the float16 version of the file."
+            )
+        if entry.dtype not in DTYPES:
+            raise ConversionError(f"{file}: tensor {name} is {entry.dtype}; a CLIP is one of {', '.join(DTYPES)}.")
+        tensors[name] = StoredTensor(file, name, entry.shape, DTYPES[entry.dtype], entry.offset)
     return tensors
 
 
@@ -120,10 +158,15 @@ def as_stored(file: Path, state_dict: Any) -> dict[str, StoredTensor]:
         ConversionError: if it is none.
     """
     if not isinstance(state_dict, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in state_dict.values()
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state_dict.items()
     ):
         raise ConversionError(f"{file} is no plain state dict (name -> tensor), but a {type(state_dict).__name__}.")
     for name, tensor in state_dict.items():
+        if str(tensor.dtype).startswith("torch.float8"):
+            raise ConversionError(
+                f"{file}: tensor {name} is {tensor.dtype}, fp8, reduced for inference: what was rounded off does not "
+                "come back. Take the float16 version of the file."
+            )
         if tensor.dtype not in DTYPE_NAMES:
             raise ConversionError(f"{file}: tensor {name} is {tensor.dtype}; a CLIP is one of {', '.join(DTYPES)}.")
     return {

@@ -176,8 +176,6 @@ def test_what_is_no_long_stock_folder(
         adopt(str(longclip_folder), tmp_path / "out")
     assert main([str(clip_folder), "--activation", "gelu", "--output", str(tmp_path / "out")]) == 2
     assert "in Hugging Face's layout, whose files say that. Leave --activation out" in capsys.readouterr().err
-    assert main(["x.pt", "--base", "y", "--output", str(tmp_path / "out")]) == 2
-    assert "x.pt is not in Hugging Face's layout. Leave --base out" in capsys.readouterr().err
     folder = copy_of(clip_folder)
     with pytest.raises(ConversionError, match=f"{folder} is or holds the source"):
         make_common(tmp_path / "common", longclip_folder)

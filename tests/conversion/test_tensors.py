@@ -108,9 +108,12 @@ class TestReadSafetensors:
     def test_refuses_what_no_clip_has(self, tmp_path: Path) -> None:
         header = {"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
         file = by_hand(tmp_path / "eight.safetensors", header, b"\0\0")
-        with pytest.raises(
-            ConversionError, match=r"eight.safetensors: tensor w is F8_E4M3; a CLIP is one of F64, F32, F16"
-        ):
+        with pytest.raises(ConversionError, match=r"eight.safetensors: tensor w is F8_E4M3, fp8, reduced for inf"):
+            read_safetensors(file)
+        assert read_safetensors(file, []) == {}
+        header = {"w": {"dtype": "I16", "shape": [1], "data_offsets": [0, 2]}}
+        file = by_hand(tmp_path / "sixteen.safetensors", header, b"\0\0")
+        with pytest.raises(ConversionError, match=r"sixteen.safetensors: tensor w is I16; a CLIP is one of F64, F32"):
             read_safetensors(file)
 
     @pytest.mark.parametrize("size", [0, 7, 8, 100, -1])
