@@ -90,6 +90,7 @@ def adopt(
     base: str | None = None,
     dtype: str | None = None,
     revision: str | None = None,
+    variant: str | None = None,
     overwrite: bool = False,
 ) -> ConversionReport:
     """Writes a stock CLIP whose table of positions is long already as a folder of this project.
@@ -104,13 +105,14 @@ def adopt(
         base: folder or Hub id of the CLIP that was stretched, to find both by comparing the tables.
         dtype: `"float32"`, `"float16"` or `"bfloat16"` for all tensors; by default each keeps its own.
         revision: branch, tag or commit of a Hub id.
+        variant: of the weights, such as `"fp16"` for model.fp16.safetensors.
         overwrite: replace an existing `output`.
 
     Raises:
         ConversionError: for whatever a user can mend; nothing is left behind.
         ProofError: if what was written is not what was meant; nothing is left behind.
     """
-    checkpoint = read_checkpoint(source, revision, own_length=True)
+    checkpoint = read_checkpoint(source, revision, own_length=True, variant=variant)
     rows = checkpoint.text_config.max_position_embeddings
     if rows <= CLIP_LENGTH:
         raise ConversionError(
@@ -216,11 +218,17 @@ def write_folder(
         named = Path(checkpoint.source).expanduser()
         if is_long:
             license_ = checkpoint.license()
+            is_local = named.exists()
             origin.write_long_card(
-                work, config, source=named.resolve().name if named.exists() else checkpoint.source,
-                long_class=long_class, repository=None if named.exists() else checkpoint.source, license=license_,
-                dtype=dtype, proofs=proofs,
-            )  # fmt: skip
+                work,
+                config,
+                source=named.resolve().name if is_local else checkpoint.source,
+                long_class=long_class,
+                repository=None if is_local else "/".join(checkpoint.source.split("/")[:2]),  # without the file's name
+                license=license_,
+                dtype=dtype,
+                proofs=proofs,
+            )
         else:
             license_ = origin.carry_card(work, checkpoint.folder / "README.md")
         size = sum(file.stat().st_size for file in work.iterdir())

@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import ModelCard, snapshot_download
 from transformers import CLIPConfig, CLIPTextConfig, PretrainedConfig
 
+from longclip_hf.conversion.foreign import refuse_file
 from longclip_hf.conversion.hub import fetched
 from longclip_hf.conversion.settings import read_settings
 from longclip_hf.conversion.tensors import StoredTensor, read_safetensors, read_torch, target_dtype
@@ -30,6 +31,7 @@ POSITION_TABLE = "text_model.embeddings.position_embedding.weight"
 # Index buffers that checkpoints of older versions carry; CLIP makes them itself from the configuration.
 DERIVED_BUFFERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 MOST_LABELS = 10_000
+_TEXT_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
 PROCESSOR_FILES = [
     "tokenizer.json",
     "vocab.json",
@@ -100,7 +102,11 @@ def stated_license(folder: Path) -> str | None:
 
 
 def read_checkpoint(
-    source: str, revision: str | None = None, stretched: bool = False, own_length: bool = False
+    source: str,
+    revision: str | None = None,
+    stretched: bool = False,
+    own_length: bool = False,
+    variant: str | None = None,
 ) -> Checkpoint:
     """Reads everything of a checkpoint but the tensors' values.
 
@@ -110,13 +116,14 @@ def read_checkpoint(
         revision: branch, tag or commit of a Hub id.
         stretched: whether a Long-CLIP is meant too; otherwise it is refused.
         own_length: whether the table's rows count where config.json names another number of positions.
+        variant: of the weights, such as `"fp16"` for model.fp16.safetensors.
 
     Raises:
         ConversionError: if there is no such checkpoint, it is no CLIP with a text tower, or its tensors are not the
             ones that its configuration asks for.
     """
-    folder = find_folder(source, revision)
-    return read_files(source, folder, _weight_files(source, folder), stretched, own_length)
+    folder = find_folder(source, revision, variant=variant)
+    return read_files(source, folder, _weight_files(source, folder, variant), stretched, own_length)
 
 
 def read_files(
@@ -131,12 +138,27 @@ def read_files(
         _mend_length(source, settings, tensors[POSITION_TABLE].shape[0], own_length)
     config = _build_config(folder / "config.json", settings)
     dropped = [name for name in DERIVED_BUFFERS if tensors.pop(name, None) is not None]
+    tensors = _layers_in_use(source, config, tensors)
     checkpoint = Checkpoint(source, folder, config, tensors, dropped)
     check_tensors(checkpoint)
     return checkpoint
 
 
-def find_folder(source: str, revision: str | None = None, weights: bool = True) -> Path:
+def _layers_in_use(source: str, config: PretrainedConfig, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Without the last layers of the text tower that config.json leaves out, as Stable Diffusion 2.1 does with one."""
+    text = getattr(config, "text_config", config)
+    layers = {name: int(match[1]) for name in tensors if (match := _TEXT_LAYER.match(name))}
+    there = max(layers.values(), default=-1) + 1
+    if not isinstance(text.num_hidden_layers, int) or not 0 < text.num_hidden_layers < there:
+        return tensors
+    notice(
+        f"config.json of {source} names {text.num_hidden_layers} text layers, and its file holds {there}: the last "
+        "are left out, as transformers does."
+    )
+    return {name: tensor for name, tensor in tensors.items() if layers.get(name, 0) < text.num_hidden_layers}
+
+
+def find_folder(source: str, revision: str | None = None, weights: bool = True, variant: str | None = None) -> Path:
     """The folder of `source`: itself, or the snapshot of a Hub id with the files that a conversion reads."""
     path = Path(source).expanduser()
     if path.is_dir():
@@ -152,6 +174,8 @@ def find_folder(source: str, revision: str | None = None, weights: bool = True) 
     safetensors = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
     torch_files = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
     patterns = ["config.json", "README.md", *PROCESSOR_FILES]
+    if variant is not None:
+        return download(source, revision, [*patterns, f"model.{variant}.safetensors"])
     folder = download(source, revision, patterns + safetensors * weights)
     if weights and not any(folder.glob("model*.safetensors")):
         folder = download(source, revision, patterns + torch_files)
@@ -252,7 +276,13 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             yield from _objects(part)
 
 
-def _weight_files(source: str, folder: Path) -> list[Path]:
+def _weight_files(source: str, folder: Path, variant: str | None = None) -> list[Path]:
+    variants = {file.name.split(".")[1] for file in folder.glob("model.*.safetensors")}
+    if variant is not None:
+        if variant in variants:
+            return [inside(folder, f"model.{variant}.safetensors")]
+        there = f" It has {', '.join(sorted(variants))}." if variants else ""
+        raise ConversionError(f"{source} holds no model.{variant}.safetensors.{there}")
     for name in ("model.safetensors", "pytorch_model.bin"):
         if inside(folder, name).is_file():
             return [folder / name]
@@ -262,6 +292,14 @@ def _weight_files(source: str, folder: Path) -> list[Path]:
             if missing := [shard for shard in shards if not inside(folder, shard).is_file()]:
                 raise ConversionError(f"{source}: {index.name} names shards that are not there: {', '.join(missing)}.")
             return [folder / shard for shard in shards]
+    if variants:
+        known = ", ".join(sorted(variants))
+        raise ConversionError(
+            f"{source} holds no model.safetensors, but variants of it: {known}. Choose one with --variant."
+        )
+    for name in ("flax_model.msgpack", "tf_model.h5"):
+        if (folder / name).is_file():
+            refuse_file(inside(folder, name))
     raise ConversionError(f"{source} holds no weights: neither model.safetensors nor pytorch_model.bin, nor shards.")
 
 
@@ -287,6 +325,7 @@ def _all_text(mapping: Mapping[str, Any]) -> bool:
 
 
 def _read_weights(file: Path) -> dict[str, StoredTensor]:
+    refuse_file(file)
     return read_safetensors(file) if file.suffix == ".safetensors" else read_torch(file)
 
 

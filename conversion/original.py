@@ -2,6 +2,7 @@
 
     python conversion/original.py longclip-B.pt --output long-clip
     python conversion/original.py BeichenZhang/LongCLIP-L longclip-L.pt --output long-clip
+    python conversion/original.py clip_l.safetensors --output clip-l           # an image maker's text encoder
     python conversion/original.py longclip-B.pt --output long-clip --tokenizer path/to/clip            # offline
     python conversion/original.py longclip-B.pt --output long-clip --precision as-released --against path/to/Long-CLIP
     python conversion/original.py open_clip_model.safetensors --output clip    # 77 positions: stretch it then
@@ -254,7 +255,11 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "source", help="file (.pt, .bin, .safetensors), Hub id, or folder in Hugging Face's layout with a long table"
     )
-    parser.add_argument("file", nargs="?", help="the file in a Hub id")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        help="the file in a Hub id (known of Long-CLIP's repositories, and of hf-hub:ID, OpenCLIP's)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the new folder; a file with --to original")
     parser.add_argument(
         "--to", choices=LAYOUTS,
@@ -298,6 +303,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--encoder", metavar="NAME", help="which text encoder of a file that holds several, such as clip_g"
     )
+    parser.add_argument("--variant", help="of a folder's weights, such as fp16 for model.fp16.safetensors")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return parser
@@ -307,7 +313,7 @@ def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for an error that the user can mend."""
     options = _parser().parse_args(args)
     of_files = ("encoder", "precision", "activation", "vision_heads", "image_statistics", "against")
-    forth = ("file", "tokenizer", "keep", "ratio", "base", "dtype", *of_files)
+    forth = ("file", "tokenizer", "keep", "ratio", "base", "dtype", "variant", *of_files)
     common = {"revision": options.revision, "overwrite": options.overwrite}
 
     def refuse(names: tuple[str, ...], reason: str) -> None:
@@ -321,21 +327,26 @@ def main(args: list[str] | None = None) -> int:
             from longclip_hf.conversion.back import convert_back
 
             report = convert_back(options.source, options.output, options.to, **common)
-        elif options.file is None and (Path(options.source).expanduser() / "config.json").is_file():
-            refuse(of_files, f"{options.source} is a folder in Hugging Face's layout, whose files say that.")
-            from longclip_hf.conversion.adopt import adopt
-
-            report = adopt(
-                options.source, options.output, tokenizer=options.tokenizer, keep=options.keep, ratio=options.ratio,
-                base=options.base, dtype=options.dtype, **common,
-            )  # fmt: skip
         else:
-            report = convert(
-                options.source, options.output, file_name=options.file, tokenizer=options.tokenizer, keep=options.keep,
-                precision=options.precision or PRECISIONS[0], dtype=options.dtype, activation=options.activation,
-                vision_heads=options.vision_heads, image_statistics=options.image_statistics, against=options.against,
-                encoder=options.encoder, ratio=options.ratio, base=options.base, **common,
-            )  # fmt: skip
+            from longclip_hf.conversion.sources import find_source
+
+            source, file, is_folder = find_source(options.source, options.file, options.revision)
+            if is_folder:
+                refuse(of_files, f"{options.source} is a folder in Hugging Face's layout, whose files say that.")
+                from longclip_hf.conversion.adopt import adopt
+
+                report = adopt(
+                    source, options.output, tokenizer=options.tokenizer, keep=options.keep, ratio=options.ratio,
+                    base=options.base, dtype=options.dtype, variant=options.variant, **common,
+                )  # fmt: skip
+            else:
+                refuse(("variant",), f"{options.source} is a file.")
+                report = convert(
+                    source, options.output, file_name=file, tokenizer=options.tokenizer, keep=options.keep,
+                    precision=options.precision or PRECISIONS[0], dtype=options.dtype, activation=options.activation,
+                    vision_heads=options.vision_heads, image_statistics=options.image_statistics,
+                    against=options.against, encoder=options.encoder, ratio=options.ratio, base=options.base, **common,
+                )  # fmt: skip
         _print_report(console, report)
 
     return guarded(work)

@@ -61,6 +61,7 @@ def stretch(
     arithmetic: str = "float32",
     dtype: str | None = None,
     revision: str | None = None,
+    variant: str | None = None,
     processor: str | None = None,
     overwrite: bool = False,
     progress: Any = None,
@@ -77,6 +78,7 @@ def stretch(
         arithmetic: `"float32"`, or `"float16"` to reproduce the released tables bit for bit.
         dtype: `"float32"`, `"float16"` or `"bfloat16"` for all tensors; by default each keeps its own.
         revision: branch, tag or commit of a Hub id.
+        variant: of the weights, such as `"fp16"` for model.fp16.safetensors.
         processor: folder or Hub id of the tokenizer and image settings, where `source` has none.
         overwrite: replace an existing `output`.
         progress: a `rich.progress.Progress` to report to.
@@ -105,7 +107,7 @@ def stretch(
     ratio = (LINEAR_RATIO if method == "linear" else RATIO) if ratio is None else ratio
 
     began = time.perf_counter()
-    checkpoint = read_checkpoint(source, revision)
+    checkpoint = read_checkpoint(source, revision, variant=variant)
     processor_folder = checkpoint.folder if processor is None else find_folder(processor, weights=False)
     for name, read in ((source, checkpoint.folder.resolve()), (processor, processor_folder.resolve())):
         if output.resolve() in (read, *read.parents):
@@ -284,6 +286,7 @@ def _parser() -> CommandParser:
     )  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, help="cast all tensors (default: each keeps its own)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--variant", help="of the weights, such as fp16 for model.fp16.safetensors")
     parser.add_argument("--processor", help="Hub id or folder of tokenizer and image settings, if the source has none")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--push-to-hub", metavar="REPO", help="then upload it there in one commit (NAME or USER/NAME)")
@@ -318,7 +321,7 @@ def main(args: list[str] | None = None) -> int:
             report = stretch(
                 options.source, output, length=options.length, keep=options.keep, ratio=options.ratio,
                 method=options.method, arithmetic=options.arithmetic, dtype=options.dtype, revision=options.revision,
-                processor=options.processor, overwrite=options.overwrite, progress=progress,
+                variant=options.variant, processor=options.processor, overwrite=options.overwrite, progress=progress,
             )  # fmt: skip
         complete = True
         _print_report(console, report)
