@@ -11,7 +11,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers import CLIPModel
 
 from longclip_hf.errors import EncodingError, ImageError
 from longclip_hf.evaluation.data import ImageFile
+from longclip_hf.evaluation.digests import gathered, image_digests, raise_all
 from longclip_hf.evaluation.feature_store import FeatureStore
 from longclip_hf.evaluation.loading import (
     as_json,
@@ -194,8 +194,12 @@ class Encoder:
         embeds = self._features("text", keys, batches, load, lambda row: repr(first[row][:60]))
         return TextFeatures(embeds[row_of], lengths, truncated)
 
-    def encode_images(self, images: Sequence[ImageFile]) -> torch.Tensor:
+    def encode_images(self, images: Sequence[ImageFile], digests: Sequence[bytes] | None = None) -> torch.Tensor:
         """Features of shape `(images, dim)`, not normalised, `torch.FloatTensor` on the CPU.
+
+        Args:
+            images: to encode; those that the store has are not decoded.
+            digests: of `image_digests(images)`, where they are known; otherwise every image is read for its own.
 
         Raises:
             EncodingError: for no images, images that cannot be read (all are named at once; the features of the others
@@ -204,7 +208,7 @@ class Encoder:
         if not images:
             raise EncodingError("There are no images to encode.")
         rows: dict[bytes, int] = {}
-        row_of = [rows.setdefault(digest, len(rows)) for digest in self.image_digests(images)]
+        row_of = [rows.setdefault(digest, len(rows)) for digest in digests or image_digests(images)]
         first = dict(zip(reversed(row_of), reversed(images), strict=True))
         files = [first[row] for row in range(len(rows))]
         dataset = _ImageBatches(files, self.image_processor, self.max_pixels)
@@ -254,24 +258,6 @@ class Encoder:
                 ids, padding="max_length", max_length=self.positions, return_tensors="pt", verbose=False
             )
         )
-
-    def image_digests(self, images: Sequence[ImageFile]) -> list[bytes]:
-        """SHA-256 of every image's content, each process reading its share."""
-        index, count = self.processes.process_index, self.processes.num_processes
-        share = images[len(images) * index // count : len(images) * (index + 1) // count]
-
-        def digest(image: ImageFile) -> tuple[bytes, str]:
-            try:
-                return hashlib.sha256(image.read()).digest(), ""
-            except ImageError as error:
-                return b"", str(error)
-            except Exception as error:  # of file systems, archives, servers
-                return b"", f"{image.name} cannot be read: {type(error).__name__}: {error}"
-
-        with ThreadPoolExecutor() as pool:
-            digests = _gather(list(pool.map(digest, share)))
-        _raise([problem for _, problem in digests if problem], f"{len(images)} images")
-        return [digest for digest, _ in digests]
 
     def _features(
         self,
@@ -325,7 +311,7 @@ class Encoder:
                 if embeds is None:
                     embeds = torch.zeros(len(keys), part.shape[1])
                 embeds[rows] = part
-        _raise(_gather(problems), f"{len(keys)} different {tower}s")
+        raise_all(gathered(problems), f"{len(keys)} different {tower}s")
         return self._whole(embeds, len(keys))
 
     @torch.inference_mode()
@@ -340,7 +326,7 @@ class Encoder:
         """The sum over processes of rows that are each one's own and zero elsewhere."""
         from accelerate.utils import reduce
 
-        dim = max(_gather([0 if embeds is None else embeds.shape[1]]))
+        dim = max(gathered([0 if embeds is None else embeds.shape[1]]))
         if embeds is None:
             embeds = torch.zeros(rows, dim)
         if self.processes.num_processes == 1:
@@ -383,17 +369,3 @@ class _ImageBatches(Dataset[Loaded]):
         # Without its format, a picture 3 pixels high would be taken for one whose channels come first.
         inputs = self.image_processor(images=images, input_data_format="channels_last", return_tensors="pt")
         return decoded, dict(inputs), failed
-
-
-def _gather(items: list[Any]) -> list[Any]:
-    """The items of all processes, in the order of ranks."""
-    from accelerate.utils import gather_object
-
-    gathered: list[Any] = gather_object(items)
-    return gathered
-
-
-def _raise(problems: Sequence[str], of: str) -> None:
-    """Raises one error for all problems, which every process must have gathered before."""
-    if problems:
-        raise EncodingError(f"{len(problems)} of {of} cannot be encoded: {some(problems, '; ')}")

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,17 +56,31 @@ class Found:
 
 
 def evaluate(
-    encoder: Encoder, benchmark: Retrieval | Classification, bootstrap: Bootstrap, lengths: bool = True
+    encoder: Encoder,
+    benchmark: Retrieval | Classification,
+    digests: Sequence[bytes],
+    bootstrap: Bootstrap,
+    lengths: bool = True,
 ) -> Found:
-    """Encodes and measures; `lengths`: with the curve of effective length, for retrieval."""
+    """Encodes and measures.
+
+    Args:
+        encoder: the model.
+        benchmark: what it is measured on.
+        digests: of its images, `longclip_hf.evaluation.digests.image_digests`.
+        bootstrap: of the intervals.
+        lengths: with the curve of effective length, for retrieval.
+    """
+    image_embeds = encoder.encode_images(benchmark.images, digests)
     if isinstance(benchmark, Retrieval):
-        return _retrieval(encoder, benchmark, bootstrap, lengths)
-    return _classification(encoder, benchmark, bootstrap)
+        return _retrieval(encoder, benchmark, image_embeds, bootstrap, lengths)
+    return _classification(encoder, benchmark, image_embeds, bootstrap)
 
 
-def _retrieval(encoder: Encoder, benchmark: Retrieval, bootstrap: Bootstrap, lengths: bool) -> Found:
+def _retrieval(
+    encoder: Encoder, benchmark: Retrieval, image_embeds: torch.Tensor, bootstrap: Bootstrap, lengths: bool
+) -> Found:
     image_of = torch.tensor(benchmark.image_of)
-    image_embeds = encoder.encode_images(benchmark.images)
     texts = encoder.encode_texts(benchmark.captions)
     ranks: dict[Direction, Ranks] = retrieval_ranks(image_embeds, texts.embeds, image_of)
     curve = None
@@ -86,8 +100,9 @@ def _retrieval(encoder: Encoder, benchmark: Retrieval, bootstrap: Bootstrap, len
     return Found(measured, texts.truncated, curve, ranks, image_embeds, texts.embeds, texts.lengths)
 
 
-def _classification(encoder: Encoder, benchmark: Classification, bootstrap: Bootstrap) -> Found:
-    image_embeds = encoder.encode_images(benchmark.images)
+def _classification(
+    encoder: Encoder, benchmark: Classification, image_embeds: torch.Tensor, bootstrap: Bootstrap
+) -> Found:
     prompts = [template.replace("{}", name) for name in benchmark.class_names for template in benchmark.templates]
     texts = encoder.encode_texts(prompts)
     of_classes = texts.embeds.unflatten(0, (len(benchmark.class_names), len(benchmark.templates)))
@@ -99,26 +114,29 @@ def _classification(encoder: Encoder, benchmark: Classification, bootstrap: Boot
 
 
 def describe(
-    benchmark: Retrieval | Classification, known: Benchmark | None, found: Found, encoder: Encoder
+    benchmark: Retrieval | Classification, known: Benchmark | None, digests: Sequence[bytes]
 ) -> BenchmarkInfo:
-    """What results.json says of a benchmark; `known`: its entry, where it has a name."""
+    """What results.json says of a benchmark before any model has read its captions: no `lengths` yet.
+
+    Args:
+        benchmark: its images and texts.
+        known: its entry, where it has a name.
+        digests: of its images.
+    """
     notes = list(benchmark.notes)
-    digests = [digest.hex() for digest in encoder.image_digests(benchmark.images)]
     again = sum(count for count in Counter(digests).values() if count > 1)
     if again:
         notes.append(f"{again} images are byte for byte the same as another")
-    if few := int((found.lengths < 5).sum()):  # start and end of text among them
-        notes.append(f"captions with fewer than 3 tokens: {few}")
     definition = known.caption_rule if known else "a source of the user's, all of its rows"
     texts: list[Sequence[Any]]
     if isinstance(benchmark, Retrieval):
         texts = [benchmark.captions, benchmark.image_of]
-        captions, classes, lengths = len(benchmark.captions), None, found.lengths.bincount().tolist()
+        captions, classes = len(benchmark.captions), None
     else:
         texts = [benchmark.class_names, benchmark.templates, benchmark.labels]
-        captions, classes, lengths = None, len(benchmark.class_names), []
+        captions, classes = None, len(benchmark.class_names)
         definition = benchmark.definition or definition
-    content = json.dumps([digests, *map(list, texts)]).encode()
+    content = json.dumps([[digest.hex() for digest in digests], *map(list, texts)]).encode()
     return BenchmarkInfo(
         name=benchmark.name,
         kind="classification" if captions is None else "retrieval",
@@ -130,8 +148,16 @@ def describe(
         licence=known.licence if known else "the source's own",
         home=known.home if known else benchmark.name,
         notes=notes,
-        lengths=lengths,
     )
+
+
+def with_lengths(info: BenchmarkInfo, lengths: torch.Tensor) -> BenchmarkInfo:
+    """The same with the token lengths of its captions, where there are any."""
+    if not len(lengths):
+        return info
+    few = int((lengths < 5).sum())  # start and end of text among them
+    notes = [*info.notes, *([f"captions with fewer than 3 tokens: {few}"] if few else [])]
+    return replace(info, notes=notes, lengths=lengths.bincount().tolist())
 
 
 def hardest_misses(

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longclip_hf.errors import FileError, ResultsError
-from longclip_hf.evaluation.report import write_report
+from longclip_hf.evaluation.exports import csv_table, latex_tables
+from longclip_hf.evaluation.plots import plots
+from longclip_hf.evaluation.tables import markdown_table
+from longclip_hf.files import write_atomically
 from longclip_hf.results import Results, read_results, write_results
 
 if TYPE_CHECKING:
     from longclip_hf.evaluation.page import Miss
 
 RESULTS, PAGE = "results.json", "report.html"
-REPORTS = frozenset({"report.md", "effective_length.png", "recall.png", "lengths.png"})
+PLOTS = ("effective_length.png", "recall.png", "lengths.png")
+REPORTS = frozenset({"report.md", "report.csv", "report.tex", *PLOTS})
 
 
 class Outputs:
@@ -22,37 +26,45 @@ class Outputs:
     Args:
         folder: need not exist.
         html: whether report.html is to be written.
+        replace_earlier: leave out what `folder` has of earlier runs.
+
+    Attributes:
+        earlier: the results that the folder has, or None.
+        written: the names of the files, once they are.
 
     Raises:
         FileError: if something is in the way that no run wrote.
     """
 
-    def __init__(self, folder: Path, html: bool) -> None:
+    def __init__(self, folder: Path, html: bool, replace_earlier: bool = False) -> None:
         self.folder = folder
         self.written: list[str] = []
-        self._earlier: frozenset[str]
+        self.earlier: Results | None = None
+        self._stale: frozenset[str] = frozenset()
         self._planned = REPORTS | ({PAGE} if html else set())
         try:
+            self.earlier = read_results(folder / RESULTS)
             # Only names that a run writes: a results.json can come from anywhere.
-            self._earlier = self._planned.union({PAGE}).intersection(read_results(folder / RESULTS).files)
+            self._stale = self._planned.union({PAGE}).intersection(self.earlier.files)
         except ResultsError as error:
             if (folder / RESULTS).exists():
                 said = str(error).rstrip(".")
                 raise FileError(f"{said}. It would be overwritten: move it away, or name another --output.") from error
-            self._earlier = frozenset()
-        foreign = [name for name in sorted(self._planned - self._earlier) if (folder / name).exists()]
+        foreign = [name for name in sorted(self._planned - self._stale) if (folder / name).exists()]
         if foreign:
             raise FileError(
                 f"No evaluation that results.json of {folder} speaks of wrote {', '.join(foreign)}, and this one "
                 "would overwrite it: move it away, or name another --output."
             )
+        if replace_earlier:
+            self.earlier = None
 
     def write_results(self, results: Results) -> None:
         """results.json alone, with what there is so far; reports of an earlier run, which do not fit it, go."""
         self._write(results, ())
-        for name in self._earlier:
+        for name in self._stale:
             (self.folder / name).unlink(missing_ok=True)
-        self._earlier = frozenset()
+        self._stale = frozenset()
 
     def write_all(self, results: Results, misses: "Iterable[Miss]", shown: int) -> None:
         """results.json, the report with its plots, and the page, with so many misses; `written` then names them.
@@ -72,3 +84,26 @@ class Outputs:
 
     def _write(self, results: Results, files: Iterable[str]) -> None:
         write_results(replace(results, files=sorted(files)), self.folder / RESULTS)
+
+
+def write_report(results: Results, folder: Path) -> list[str]:
+    """Writes `report.md`, `report.csv`, `report.tex`, and the plots that there is data for.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    images, drawn = "", plots(results)
+    for plot in drawn:
+        write_atomically(folder / plot.file, plot.png)
+        images += f"\n![{plot.description}]({plot.file})\n"
+    texts = {
+        "report.md": markdown_table(results) + images,
+        "report.csv": csv_table(results),
+        "report.tex": latex_tables(results),
+    }
+    for name, text in texts.items():
+        write_atomically(folder / name, text.encode())
+    return [*texts, *(plot.file for plot in drawn)]

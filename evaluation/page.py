@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from longclip_hf.evaluation.plots import colour, plots
-from longclip_hf.evaluation.tables import DEFINITIONS, failures_of, made_with, notes_of, size_of, tables
+from longclip_hf.evaluation.tables import DEFINITIONS, failures_of, made_with, notes_of, runs_of, size_of, tables
 from longclip_hf.files import write_atomically
 from longclip_hf.results import DIRECTIONS, BenchmarkInfo, Direction, Results
 
@@ -88,7 +88,7 @@ def write_page(results: Results, misses: Iterable[Miss], path: Path, limit: int 
         tables=partial(tables, results),
         size_of=size_of,
         notes_of=notes_of,
-        made_with=made_with(results),
+        runs=[(run, made_with(results, run)) for run in runs_of(results)],
     )
     write_atomically(path, html.encode())
 

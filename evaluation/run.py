@@ -12,33 +12,29 @@ others are compared with.
 
 import argparse
 import importlib.util
-import os
-import platform
 import shlex
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longclip_hf.command import CommandParser, complain, guarded, is_first_process, is_mendable, one_line
+from longclip_hf.command import CommandParser, guarded, is_first_process
 from longclip_hf.errors import BenchmarkError, EncodingError
 
 if TYPE_CHECKING:
     from longclip_hf.evaluation.data import Classification, Retrieval
-    from longclip_hf.evaluation.encoding import Encoder
-    from longclip_hf.evaluation.page import Miss
-    from longclip_hf.evaluation.scores import Measured
-    from longclip_hf.results import BenchmarkInfo, Difference, Failure, Model, Results, Score
 
 EPILOG = """\
 It writes to --output:
   results.json       every figure with its 95 % interval, and what it was measured on and with; after each model
   report.md, *.png   tables with differences to the first model; recall, effective length, token lengths
+  report.csv, .tex   every figure in a row of its own; the tables for a paper
   report.html        with --html: all of it in one page, and the hardest misses as pictures
   features/          what was encoded: an interrupted run goes on, another metric encodes nothing again
-Files of these names that no evaluation wrote are left alone, and an error. A model that fails does not cost the
+  queries/           what each model gave query by query: models of later runs are compared with it in pairs
+What earlier runs left there is joined: run again with another model or benchmark, and both stand in one report
+(longclip-report does so for the results of several folders). Another model, data or definition under a name that is
+there is an error, and so are files of these names that no evaluation wrote. A model that fails does not cost the
 others: its error is printed and in results.json, and the exit code is 2. Of several processes a failure ends the run.
 """
 
@@ -57,6 +53,9 @@ def main(args: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that the benchmarks' files were unpacked in")
     parser.add_argument("--output", type=Path, default=Path("evaluation-results"), metavar="DIR", help="%(default)s")
+    parser.add_argument(
+        "--replace", action="store_true", help="replace what earlier runs left in --output, instead of joining it"
+    )
     parser.add_argument("--html", action="store_true", help="write report.html too")
     parser.add_argument(
         "--misses", type=_positive, default=6, metavar="N", help="pictures of misses a model, %(default)s"
@@ -119,16 +118,16 @@ def run(options: Any, command: str) -> None:
     import transformers
 
     from longclip_hf.cleaning import clean_caption, preparation
+    from longclip_hf.evaluation.collected import Collected
     from longclip_hf.evaluation.encoding import Encoder
     from longclip_hf.evaluation.feature_store import FeatureStore
     from longclip_hf.evaluation.loading import check_settings, find_device
     from longclip_hf.evaluation.outputs import Outputs
     from longclip_hf.evaluation.tables import markdown_table
-    from longclip_hf.results import Model
 
     transformers.utils.logging.disable_progress_bar()
     # All that can be wrong with what was asked for, before hours of encoding.
-    outputs = Outputs(options.output, options.html)
+    outputs = Outputs(options.output, options.html, options.replace)
     _check_extras(options.html)
     if options.clean_captions:
         clean_caption("")  # needs ftfy
@@ -139,7 +138,7 @@ def run(options: Any, command: str) -> None:
     for place in options.models:
         check_settings(*split_revision(place), options.trust_remote_code, options.dtype)
 
-    done = _Done(options, names[0], alone=len(names) * len(benchmarks) == 1)
+    done = Collected(options, command, outputs.earlier, names, alone=len(names) * len(benchmarks) == 1)
     for place, name in zip(options.models, names, strict=True):
         source, revision = split_revision(place)
         with done.failing(name):
@@ -149,20 +148,15 @@ def run(options: Any, command: str) -> None:
                 batch_tokens=options.batch_tokens, batch_images=options.batch_images, workers=options.workers,
                 quiet=options.quiet, prepare=prepare,
             )  # fmt: skip
-            done.hardware = _hardware(encoder)
-            done.models.append(
-                Model(
-                    name, encoder.revision, encoder.fingerprint, encoder.model_class, encoder.positions, encoder.dtype
-                )
-            )
+            done.begin(encoder, name)
             for asked, benchmark in zip(options.benchmark, benchmarks, strict=True):
                 with done.failing(name, benchmark.name):
                     done.evaluate(encoder, name, asked, benchmark)
             del encoder  # its memory is the next one's
         if is_first_process() and done.scores and name != names[-1]:
-            outputs.write_results(done.results(command))
+            outputs.write_results(done.results())
     if is_first_process() and done.scores:
-        results = done.results(command)
+        results = done.results()
         outputs.write_results(results)
         outputs.write_all(results, done.misses, options.misses)
         if not options.quiet:
@@ -172,84 +166,6 @@ def run(options: Any, command: str) -> None:
         failed = ", ".join(f"{f.model}{f' on {f.benchmark}' if f.benchmark else ''}" for f in done.failures)
         rest = f"the other figures are in {options.output / 'results.json'}" if done.scores else "nothing was written"
         raise EncodingError(f"Not evaluated, for what is said above: {failed}; {rest}.")
-
-
-class _Done:
-    """What a run has found so far.
-
-    Args:
-        options: of the command line.
-        reference: the name of the model that the others are compared with.
-        alone: one model and one benchmark, so that a failure leaves nothing to go on with.
-    """
-
-    def __init__(self, options: Any, reference: str, alone: bool) -> None:
-        from longclip_hf.evaluation.scores import Bootstrap
-
-        self.options, self.reference, self.alone = options, reference, alone
-        self.bootstrap = Bootstrap(options.resamples, options.seed)
-        self.hardware = ""
-        self.models: list[Model] = []
-        self.infos: dict[str, BenchmarkInfo] = {}
-        self.scores: list[Score] = []
-        self.differences: list[Difference] = []
-        self.failures: list[Failure] = []
-        self.misses: list[Miss] = []
-        self.measured: dict[str, Measured] = {}  # of the reference, by benchmark
-
-    @contextmanager
-    def failing(self, model: str, benchmark: str | None = None) -> Iterator[None]:
-        """Says and keeps an error that the user can mend. Of several processes each may fail alone, and the others
-        would wait for it in a collective: there an error ends the run."""
-        from longclip_hf.results import Failure
-
-        try:
-            yield
-        except Exception as error:
-            several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-            if self.alone or several or not is_mendable(error) or os.environ.get("LONGCLIP_TRACEBACK"):
-                raise
-            said = one_line(error)
-            complain(f"{model}{f' on {benchmark}' if benchmark else ''}: {said}")
-            self.failures.append(Failure(model, benchmark, said))
-
-    def evaluate(self, encoder: "Encoder", name: str, asked: str, benchmark: "Retrieval | Classification") -> None:
-        """One model on one benchmark; what fails leaves nothing."""
-        from longclip_hf.evaluation.benchmarks import BENCHMARKS
-        from longclip_hf.evaluation.findings import describe, evaluate, hardest_misses
-        from longclip_hf.evaluation.scores import differences
-        from longclip_hf.results import Score
-
-        began = time.perf_counter()
-        found = evaluate(encoder, benchmark, self.bootstrap, not self.options.no_effective_length)
-        seconds = time.perf_counter() - began
-        info = self.infos.get(benchmark.name) or describe(benchmark, BENCHMARKS.get(asked.lower()), found, encoder)
-        misses = []
-        if self.options.html and is_first_process():
-            misses = hardest_misses(name, benchmark, found, self.options.misses)
-        if name == self.reference:
-            self.measured[benchmark.name] = found.measured
-        elif first := self.measured.get(benchmark.name):  # it may have failed
-            self.differences += differences(
-                name, found.measured, self.reference, first, benchmark.name, self.bootstrap
-            )
-        self.infos[benchmark.name] = info
-        self.misses += misses
-        values, ties = dict(found.measured.values), found.measured.ties
-        curve = found.effective_length
-        self.scores.append(Score(name, benchmark.name, values, ties, found.truncated, seconds, curve))
-
-    def results(self, command: str) -> "Results":
-        from datetime import UTC, datetime
-
-        from longclip_hf.results import Results
-
-        return Results(
-            datetime.now(UTC).isoformat(timespec="seconds"), command, _versions(), self.hardware, list(self.models),
-            list(self.infos.values()), list(self.scores), list(self.differences),
-            clean_captions=self.options.clean_captions,
-            neutralise_special_tokens=self.options.neutralise_special_tokens, failures=list(self.failures),
-        )  # fmt: skip
 
 
 def _load_benchmarks(options: Any) -> "list[Retrieval | Classification]":
@@ -314,25 +230,6 @@ def display_names(models: Sequence[str]) -> list[str]:
         for place, folder, model in zip(places, folders, models, strict=True)
     ]
     return [model if short.count(name) > 1 else name for model, name in zip(models, short, strict=True)]
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    packages = ("longclip-hf", "transformers", "torch")
-    return {**{package: version(package) for package in packages}, "python": platform.python_version()}
-
-
-def _hardware(encoder: "Encoder") -> str:
-    import torch
-
-    name = f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
-    if encoder.device.type == "cuda":
-        name = torch.cuda.get_device_name(encoder.device)
-    elif encoder.device.type != "cpu":
-        name = encoder.device.type
-    count = encoder.processes.num_processes
-    return name if count == 1 else f"{count} processes, each {name}"
 
 
 def _positive(word: str) -> int:

@@ -170,7 +170,7 @@ def differences(
     benchmark: str,
     bootstrap: Bootstrap = Bootstrap(),
 ) -> list[Difference]:
-    """`model` minus `reference` in every share, on the same queries, with paired intervals.
+    """`model` minus `reference` in every share that both have, on the same queries, with paired intervals.
 
     Pairing takes out what makes a query hard for both; where the interval leaves out 0, the difference is not chance.
     """
@@ -180,7 +180,7 @@ def differences(
             _statistic(metric, per_query - compared.queries[metric], found.groups[metric], found.labels, bootstrap),
         )
         for metric, per_query in found.queries.items()
-        if is_share(metric)
+        if is_share(metric) and metric in compared.queries
     ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from longclip_hf.results import (
     Direction,
     EffectiveLength,
     Results,
+    Run,
     Score,
     Value,
     is_share,
@@ -68,7 +69,8 @@ def markdown_table(results: Results) -> str:
     if results.failures:
         lines += ["", "## Not evaluated", "", *(f"- {text}" for text in failures_of(results))]
     lines += ["", "## Definitions", "", *(f"- **{name}**: {text}" for name, text in DEFINITIONS.items())]
-    lines += ["", f"{results.date}, {made_with(results)}. Command:", "", f"    {results.command}"]
+    for run in runs_of(results):
+        lines += ["", f"{run.date}, {made_with(results, run)}. Command:", "", f"    {run.command}"]
     return "\n".join(lines) + "\n"
 
 
@@ -89,13 +91,18 @@ def failures_of(results: Results) -> list[str]:
     return [f"{f.model} on {f.benchmark or 'all benchmarks'}: {f.error}" for f in results.failures]
 
 
-def made_with(results: Results) -> str:
+def runs_of(results: Results) -> list[Run]:
+    """Those whose figures these are, the latest first."""
+    return [Run(results.date, results.command, results.versions, results.hardware), *results.earlier[::-1]]
+
+
+def made_with(results: Results, run: Run) -> str:
     prepared = [
         *(["captions cleaned (--clean_captions)"] if results.clean_captions else []),
         *(["special tokens read as words"] if results.neutralise_special_tokens else []),
     ]
-    versions = [f"{name} {version}" for name, version in results.versions.items()]
-    return ", ".join([*versions, results.hardware, *prepared])
+    versions = [f"{name} {version}" for name, version in run.versions.items()]
+    return ", ".join([*versions, run.hardware, *prepared])
 
 
 def tables(results: Results, info: BenchmarkInfo) -> list[Table]:

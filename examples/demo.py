@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     training += ["--output_dir", str(tuned), *(["--max_steps", str(options.steps)] if options.steps else [])]
     if code := _step(console, "longclip_hf.training.train", training):
         return code
-    words = [str(CLIP), str(output / "stretched"), str(tuned), "--output", str(evaluation), "--html"]
+    words = [str(CLIP), str(output / "stretched"), str(tuned), "--output", str(evaluation), "--html", "--replace"]
     words += ["--benchmark", *(str(data / split) for split in TESTS), "imagefolder"]
     words += ["--data", str(data / "classes"), "--templates", str(data / "classes" / "templates.txt")]
     if code := _step(console, "longclip_hf.evaluation.run", words, quiet=True):

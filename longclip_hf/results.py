@@ -117,6 +117,16 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Run:
+    """One of several runs whose figures stand together."""
+
+    date: str  # ISO 8601
+    command: str
+    versions: dict[str, str]
+    hardware: str
+
+
+@dataclass(frozen=True)
 class Results:
     format: int = field(default=FORMAT, kw_only=True)
     date: str  # ISO 8601
@@ -132,6 +142,9 @@ class Results:
     neutralise_special_tokens: bool = False
     failures: list[Failure] = field(default_factory=list)
     files: list[str] = field(default_factory=list)  # written with it, in its folder
+    earlier: list[Run] = field(
+        default_factory=list
+    )  # whose figures these are too; date, command ... are the last one's
 
 
 def read_results(path: Path) -> Results:
@@ -223,10 +236,14 @@ def _expect(is_right: bool, where: str, value: Any, expected: str) -> None:
 def _problems(results: Results) -> Iterator[str]:
     """What the types cannot say: names that refer to nothing, and numbers that are impossible."""
     models, benchmarks = [m.name for m in results.models], {b.name: b for b in results.benchmarks}
-    try:
-        datetime.fromisoformat(results.date)
-    except ValueError:
-        yield f"date is {results.date!r}, expected ISO 8601"
+    for where, date in (
+        ("date", results.date),
+        *((f"earlier[{i}].date", r.date) for i, r in enumerate(results.earlier)),
+    ):
+        try:
+            datetime.fromisoformat(date)
+        except ValueError:
+            yield f"{where} is {date!r}, expected ISO 8601"
     if not models or len(set(models)) < len(models):
         yield f"models are named {models}, expected one or more, each named once"
     if len(benchmarks) < len(results.benchmarks):

@@ -13,8 +13,8 @@ from PIL import Image
 from sample_results import histogram, sample_results
 
 from longclip_hf.evaluation import plots as drawing
+from longclip_hf.evaluation.outputs import write_report
 from longclip_hf.evaluation.plots import plots
-from longclip_hf.evaluation.report import write_report
 from longclip_hf.evaluation.tables import markdown_table
 from longclip_hf.results import Results, Value
 
@@ -102,7 +102,7 @@ class TestPlots:
     def test_files(self, tmp_path: Path) -> None:
         write_report(sample_results(), tmp_path)
         names = {"effective_length.png", "recall.png", "lengths.png"}
-        assert {file.name for file in tmp_path.iterdir()} == {"report.md", *names}
+        assert {file.name for file in tmp_path.iterdir()} == {"report.md", "report.csv", "report.tex", *names}
         text = (tmp_path / "report.md").read_text(encoding="utf-8")
         assert text.startswith(markdown_table(sample_results()))
         assert all(f"]({name})" in text for name in names)
@@ -173,6 +173,7 @@ class TestPlots:
         code = """
 import sys
 from sample_results import sample_results
+from longclip_hf.evaluation.outputs import write_report
 from longclip_hf.evaluation.plots import plots
 from longclip_hf.evaluation.tables import markdown_table
 markdown_table(sample_results())

@@ -194,9 +194,9 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_one(longclip_folder: Pat
     (tmp_path / "out" / "mine.txt").write_text("kept")
     given = [longclip_folder, "--benchmark", tmp_path / "photos", "--output", tmp_path / "out", *QUICK]
     assert run.main([str(word) for word in [*given, "--html"]]) == 0
-    assert run.main([str(word) for word in [*given, "--no_effective_length"]]) == 0
+    assert run.main([str(word) for word in [*given, "--no_effective_length", "--replace"]]) == 0
     left = {file.name for file in (tmp_path / "out").iterdir() if file.is_file()}
-    assert left == {"mine.txt", "results.json", "report.md", "recall.png", "lengths.png"}
+    assert left == {"mine.txt", "results.json", "report.md", "report.csv", "report.tex", "recall.png", "lengths.png"}
     notes = read_results(tmp_path / "out" / "results.json").benchmarks[0].notes
     assert "images in the folder that no row names, left out: 1" in notes, notes
 
@@ -207,7 +207,7 @@ class TestOutputs:
         words = [longclip_folder, "--benchmark", photos, "--output", tmp_path / "out", "--no_effective_length", *QUICK]
         return [str(word) for word in words]
 
-    @pytest.mark.parametrize("name", ["results.json", "report.md", "recall.png", "report.html"])
+    @pytest.mark.parametrize("name", ["results.json", "report.md", "report.tex", "recall.png", "report.html"])
     def test_what_others_wrote_is_not_overwritten(
         self, name: str, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
@@ -227,7 +227,7 @@ class TestOutputs:
         (out / "report.html").write_text("mine")  # this run writes none
         assert run.main(given) == 0
         first = read_results(out / "results.json")
-        assert first.files == ["lengths.png", "recall.png", "report.md"]
+        assert first.files == ["lengths.png", "recall.png", "report.csv", "report.md", "report.tex"]
         (out / "effective_length.png").write_text("mine")
         assert run.main(given) == 2  # it could be written: that depends on the data
         (out / "effective_length.png").rename(out / "another.png")
@@ -240,7 +240,7 @@ class TestOutputs:
         assert run.main(given) == 0
         file = tmp_path / "out" / "results.json"
         (tmp_path / "mine.txt").write_text("mine")
-        data = json.loads(file.read_text()) | {"files": ["../mine.txt", "report.md", "recall.png", "lengths.png"]}
+        data = json.loads(file.read_text()) | {"files": ["../mine.txt", *read_results(file).files]}
         file.write_text(json.dumps(data))
         assert run.main(given) == 0
         assert (tmp_path / "mine.txt").read_text() == "mine"
@@ -273,7 +273,9 @@ class TestFailures:
         assert [(failure.model, failure.benchmark) for failure in found.failures] == [("broken", None)]
         assert said.endswith(found.failures[0].error)
         assert [score.metrics for score in found.scores] == [score.metrics for score in results.scores]
-        assert bool(found.differences) == (place > 0)  # to the first one
+        assert {difference.reference for difference in found.differences} == {
+            clip_folder.name
+        }  # the first of the rest
         assert (tmp_path / "out" / "report.html").exists()
         assert found.failures[0].error.split(":")[0] in (tmp_path / "out" / "report.md").read_text()
 
