@@ -31,6 +31,7 @@ class Retrieval:
     captions: Sequence[str]
     image_of: Sequence[int]
     notes: Sequence[str]  # what was left out, and what is out of the ordinary, with counts
+    group_of: Sequence[int] | None = None  # of each image, where images are alike: intervals resample groups
 
 
 @dataclass(frozen=True)

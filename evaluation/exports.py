@@ -2,14 +2,14 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from longclip_hf.evaluation.tables import Cell, Table, scores_of, size_of, tables
-from longclip_hf.results import METRICS, BenchmarkInfo, Results, Score, Value
+from longclip_hf.evaluation.tables import Cell, Table, corrected, scores_of, size_of, tables
+from longclip_hf.results import METRICS, BenchmarkInfo, Difference, Results, Score, Value
 
 COLUMNS = (
     "benchmark", "model", "metric", "value", "low", "high", "reference", "difference", "difference_low",
-    "difference_high",
+    "difference_high", "p", "p_corrected",
 )  # fmt: skip
 _ESCAPES = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -27,15 +27,16 @@ def csv_table(results: Results) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
+    p_values = corrected(results)
     for info in results.benchmarks:
         for model, score in scores_of(results, info).items():
             for metric, value in _figures(score):
                 compared = [
-                    [d.reference, *_numbers(d.value)]
+                    [d.reference, *_numbers(d.value), *_p(d, p_values)]
                     for d in results.differences
                     if (d.benchmark, d.model, d.metric) == (info.name, model, metric)
                 ]
-                for difference in compared or [[""] * 4]:
+                for difference in compared or [[""] * 6]:
                     writer.writerow([info.name, model, metric, *_numbers(value), *difference])
     return text.getvalue()
 
@@ -48,6 +49,12 @@ def _figures(score: Score) -> Iterator[tuple[str, Value]]:
                 yield f"{side}_effective_length", value
     yield "ties", Value(score.ties, None, None)
     yield "captions_cut", Value(score.truncated, None, None)
+
+
+def _p(difference: Difference, corrected_values: Mapping[tuple[str, ...], float]) -> list[str]:
+    d = difference
+    values = (d.p, corrected_values.get((d.benchmark, d.reference, d.model, d.metric)))
+    return ["" if p is None else f"{p:g}" for p in values]
 
 
 def _numbers(value: Value) -> list[str]:

@@ -81,10 +81,11 @@ def _retrieval(
     encoder: Encoder, benchmark: Retrieval, image_embeds: torch.Tensor, bootstrap: Bootstrap, lengths: bool
 ) -> Found:
     image_of = torch.tensor(benchmark.image_of)
+    group_of = None if benchmark.group_of is None else torch.tensor(benchmark.group_of)
     texts = encoder.encode_texts(benchmark.captions)
     ranks: dict[Direction, Ranks] = retrieval_ranks(image_embeds, texts.embeds, image_of)
     curve = None
-    if lengths and len(benchmark.images) > 1:  # of one image there is no interval
+    if lengths and len(set(benchmark.group_of or range(len(benchmark.images)))) > 1:  # of one there is no interval
         grid = default_lengths(encoder.positions)
         longest = min(int(texts.lengths.max()), encoder.positions)
         hits: dict[Direction, list[torch.Tensor]] = {"i2t": [], "t2i": []}
@@ -95,8 +96,9 @@ def _retrieval(
                 shorter = retrieval_ranks(image_embeds, embeds, image_of)
             for direction, found in shorter.items():
                 hits[direction].append(found.hits(1))
-        curve = measure_lengths({way: torch.stack(found) for way, found in hits.items()}, grid, image_of, bootstrap)
-    measured = measure_retrieval(ranks, image_of, bootstrap)
+        stacked = {way: torch.stack(found) for way, found in hits.items()}
+        curve = measure_lengths(stacked, grid, image_of, bootstrap, group_of)
+    measured = measure_retrieval(ranks, image_of, bootstrap, group_of)
     return Found(measured, texts.truncated, curve, ranks, image_embeds, texts.embeds, texts.lengths)
 
 
@@ -128,10 +130,14 @@ def describe(
     if again:
         notes.append(f"{again} images are byte for byte the same as another")
     definition = known.caption_rule if known else "a source of the user's, all of its rows"
+    groups = None
     texts: list[Sequence[Any]]
     if isinstance(benchmark, Retrieval):
         texts = [benchmark.captions, benchmark.image_of]
         captions, classes = len(benchmark.captions), None
+        if benchmark.group_of is not None:
+            texts.append(benchmark.group_of)
+            groups = len(set(benchmark.group_of))
     else:
         texts = [benchmark.class_names, benchmark.templates, benchmark.labels]
         captions, classes = None, len(benchmark.class_names)
@@ -148,6 +154,7 @@ def describe(
         licence=known.licence if known else "the source's own",
         home=known.home if known else benchmark.name,
         notes=notes,
+        groups=groups,
     )
 
 

@@ -17,7 +17,7 @@ def model_conflict(first: Model, second: Model) -> str | None:
 
 def benchmark_conflict(first: BenchmarkInfo, second: BenchmarkInfo) -> str | None:
     """In what two benchmarks of one name differ, or None."""
-    facts = {"definition": "another definition", "fingerprint": "other data"}
+    facts = {"definition": "another definition", "fingerprint": "other data", "groups": "other groups"}
     return _differing("benchmark", first, second, facts)
 
 
@@ -173,7 +173,7 @@ def with_differences(results: Results, store: QueryStore, bootstrap: Bootstrap) 
         known = there.pop((score.model, score.benchmark), [])
         to_first = [d for d in known if d.reference == reference.name]
         both = score.metrics.keys() & of_first.get(score.benchmark, {}).keys()
-        lacking = {metric for metric in both if is_share(metric)} - {d.metric for d in to_first}
+        lacking = {metric for metric in both if is_share(metric)} - {d.metric for d in to_first if d.p is not None}
         if score.model != reference.name and lacking:
             info = infos[score.benchmark]
             sides = [store.read(model, info, prepared) for model in (models[score.model], reference)]

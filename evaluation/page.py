@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from longclip_hf.evaluation.plots import colour, plots
-from longclip_hf.evaluation.tables import DEFINITIONS, failures_of, made_with, notes_of, runs_of, size_of, tables
+from longclip_hf.evaluation.tables import definitions, failures_of, made_with, notes_of, runs_of, size_of, tables
 from longclip_hf.files import write_atomically
 from longclip_hf.results import DIRECTIONS, BenchmarkInfo, Direction, Results
 
@@ -82,7 +82,7 @@ def write_page(results: Results, misses: Iterable[Miss], path: Path, limit: int 
         results=results,
         groups=groups,
         plots={info.name: plots(replace(results, benchmarks=[info])) for info in results.benchmarks},
-        definitions=DEFINITIONS,
+        definitions=definitions(results),
         failures=failures_of(results),
         colour=partial(colour, results),
         tables=partial(tables, results),

@@ -16,6 +16,7 @@ from longclip_hf.evaluation.intervals import (
     percentiles,
 )
 from longclip_hf.evaluation.retrieval import Ranks
+from longclip_hf.evaluation.significance import sign_flip_p
 from longclip_hf.results import Difference, Direction, EffectiveLength, Value, is_share
 
 PER_CLASS = "mean_per_class_recall"
@@ -28,7 +29,7 @@ class Measured:
 
     Args:
         queries: metric -> its value at each query, of shape `(queries,)`.
-        groups: metric -> the image of each query, or None where every query is an image.
+        groups: metric -> the image of each query, or its group; None where every query is an image of its own.
         values: metric -> mean or median, with its interval.
         ties: queries whose right answer ties with a wrong one.
         labels: of a classification, the class of each image.
@@ -50,15 +51,20 @@ class Bootstrap:
 
 
 def measure_retrieval(
-    ranks: Mapping[Direction, Ranks], image_of: torch.Tensor, bootstrap: Bootstrap = Bootstrap()
+    ranks: Mapping[Direction, Ranks],
+    image_of: torch.Tensor,
+    bootstrap: Bootstrap = Bootstrap(),
+    group_of: torch.Tensor | None = None,
 ) -> Measured:
     """Recall, mean average precision and ranks, both ways.
 
     Args:
         ranks: of `retrieval_ranks`.
         image_of: the image of each caption, of shape `(captions,)`.
-        bootstrap: of the intervals; what is resampled are images, with their captions.
+        bootstrap: of the intervals; what is resampled are images, with their captions, or groups of them.
+        group_of: the group of each image, of shape `(images,)`, where images are alike.
     """
+    alike = clusters(image_of, group_of)
     queries: dict[str, torch.Tensor] = {}
     groups: dict[str, torch.Tensor | None] = {}
     for direction, found in ranks.items():
@@ -67,7 +73,7 @@ def measure_retrieval(
         theirs[f"{direction}_map"] = found.average_precision.cpu()
         theirs[f"{direction}_median_rank"] = theirs[f"{direction}_mean_rank"] = rank
         queries |= theirs
-        groups |= dict.fromkeys(theirs, image_of if direction == "t2i" else None)
+        groups |= dict.fromkeys(theirs, alike[direction])
     return _measured(queries, groups, sum(int((found.tied > 0).sum()) for found in ranks.values()), bootstrap)
 
 
@@ -124,11 +130,19 @@ def _statistic(
     return Value(value, min(low, value), max(high, value))
 
 
+def clusters(image_of: torch.Tensor, group_of: torch.Tensor | None = None) -> dict[Direction, torch.Tensor | None]:
+    """What is resampled together: for each query its image, or its image's group; None where each is its own."""
+    if group_of is None:
+        return {"i2t": None, "t2i": image_of}
+    return {"i2t": group_of, "t2i": group_of[image_of]}
+
+
 def measure_lengths(
     hits: Mapping[Direction, torch.Tensor],
     lengths: Sequence[int],
     image_of: torch.Tensor,
     bootstrap: Bootstrap = Bootstrap(),
+    group_of: torch.Tensor | None = None,
 ) -> EffectiveLength:
     """R@1 as a function of the tokens kept, and where it stops growing (paper section 3.1).
 
@@ -137,12 +151,14 @@ def measure_lengths(
         lengths: tokens kept, ascending.
         image_of: the image of each caption.
         bootstrap: of the intervals.
+        group_of: the group of each image, where images are alike.
     """
+    alike = clusters(image_of, group_of)
     curves: dict[Direction, LengthCurve] = {
         direction: effective_length(
             found,
             lengths,
-            image_of if direction == "t2i" else None,
+            alike[direction],
             resamples=bootstrap.resamples,
             seed=bootstrap.seed,
         )
@@ -170,18 +186,21 @@ def differences(
     benchmark: str,
     bootstrap: Bootstrap = Bootstrap(),
 ) -> list[Difference]:
-    """`model` minus `reference` in every share that both have, on the same queries, with paired intervals.
+    """`model` minus `reference` in every share that both have, on the same queries, with paired intervals and tests.
 
-    Pairing takes out what makes a query hard for both; where the interval leaves out 0, the difference is not chance.
+    Pairing takes out what makes a query hard for both.
     """
-    return [
-        Difference(
-            model, reference, benchmark, metric,
-            _statistic(metric, per_query - compared.queries[metric], found.groups[metric], found.labels, bootstrap),
-        )
-        for metric, per_query in found.queries.items()
-        if is_share(metric) and metric in compared.queries
-    ]  # fmt: skip
+    listed = []
+    for metric, per_query in found.queries.items():
+        if is_share(metric) and metric in compared.queries:
+            apart, groups = per_query - compared.queries[metric], found.groups[metric]
+            value = _statistic(metric, apart, groups, found.labels, bootstrap)
+            weighted = apart
+            if metric == PER_CLASS and found.labels is not None:  # an image of a small class counts for more
+                weighted = apart / found.labels.bincount()[found.labels]
+            p = None if value.low is None else sign_flip_p(weighted, groups, seed=bootstrap.seed)
+            listed.append(Difference(model, reference, benchmark, metric, value, p))
+    return listed
 
 
 def hardest(ranks: Ranks, count: int) -> list[int]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from longclip_hf.evaluation.significance import holm
 from longclip_hf.results import (
     DIRECTIONS,
     METRICS,
@@ -30,9 +31,12 @@ DEFINITIONS = {
     "where it does not rise. It is one number of a curve: look at the curve.",
     "Captions cut": "captions with more tokens than the model reads, start and end of text included; it saw their "
     "beginnings only.",
-    "Intervals": "in brackets, 95 %, by bootstrap; one image has none. A difference is bold where its own (paired) "
-    "interval excludes 0.",
+    "Intervals": "in brackets, 95 %, by bootstrap over images with their captions, or over groups of images where the "
+    "source has a column of them; one image, or one group, has none.",
 }
+
+
+CHANCE = 0.05  # that any difference is bold where there is none
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,37 @@ def markdown_table(results: Results) -> str:
         lines += [f"- {text}" for text in notes_of(info)]
     if results.failures:
         lines += ["", "## Not evaluated", "", *(f"- {text}" for text in failures_of(results))]
-    lines += ["", "## Definitions", "", *(f"- **{name}**: {text}" for name, text in DEFINITIONS.items())]
+    lines += ["", "## Definitions", "", *(f"- **{name}**: {text}" for name, text in definitions(results).items())]
     for run in runs_of(results):
         lines += ["", f"{run.date}, {made_with(results, run)}. Command:", "", f"    {run.command}"]
     return "\n".join(lines) + "\n"
 
 
 def size_of(info: BenchmarkInfo) -> str:
-    return f"{info.images:,} images, " + (
-        f"{info.captions:,} captions" if info.captions else f"{info.classes} classes"
+    texts = f"{info.captions:,} captions" if info.captions else f"{info.classes} classes"
+    return f"{info.images:,} images{f' in {info.groups:,} groups' if info.groups else ''}, {texts}"
+
+
+def definitions(results: Results) -> dict[str, str]:
+    """What the words of the report mean, and how many differences were tested."""
+    tests = sum(difference.p is not None for difference in results.differences)
+    untested = len(results.differences) - tests
+    if not results.differences:
+        return DEFINITIONS
+    text = (
+        "a difference is bold where chance is an unlikely cause: by a paired test (the signs of the queries' "
+        f"differences are flipped, groups as a whole) p < {CHANCE} after Holm's correction for all {tests} differences "
+        "of this report."
     )
+    return {**DEFINITIONS, "Tests": text + (f" {untested} were not tested." if untested else "")}
+
+
+def corrected(results: Results) -> dict[tuple[str, str, str, str], float]:
+    """(benchmark, reference, model, metric) -> the p-value of the difference, corrected for the number of tests."""
+    tested = [(d, d.p) for d in results.differences if d.p is not None]
+    values = holm([p for _, p in tested])
+    keys = [(d.benchmark, d.reference, d.model, d.metric) for d, _ in tested]
+    return dict(zip(keys, values, strict=True))
 
 
 def notes_of(info: BenchmarkInfo) -> list[str]:
@@ -125,11 +150,22 @@ def tables(results: Results, info: BenchmarkInfo) -> list[Table]:
     found = [Table("Scores, percent [95 % interval]", names, rows)]
 
     differences = [d for d in results.differences if d.benchmark == info.name]
+    p_values = corrected(results)
     for reference in dict.fromkeys(d.reference for d in differences):
         values = {(d.metric, d.model): d.value for d in differences if d.reference == reference}
         others = [name for name in names if any(name == model for _, model in values)]
         rows = [
-            (METRICS[metric], [_value(values.get((metric, name)), _number(metric, "+")) for name in others])
+            (
+                METRICS[metric],
+                [
+                    _value(
+                        values.get((metric, name)),
+                        _number(metric, "+"),
+                        p_values.get((info.name, reference, name, metric), 1) < CHANCE,
+                    )
+                    for name in others
+                ],
+            )
             for metric in METRICS
             if any(metric == key for key, _ in values)
         ]
@@ -162,12 +198,8 @@ def _effective(curve: EffectiveLength | None, side: Direction) -> Cell:
     return Cell(f"{'≥ ' * still_growing}{at.value:.0f}", interval(at, "{:.0f}".format))
 
 
-def _value(value: Value | None, number: Callable[[float], str]) -> Cell:
-    if value is None:
-        return Cell("–")
-    excludes_0 = value.low is not None and value.high is not None and (value.low > 0 or value.high < 0)
-    is_difference = number(1).startswith("+")
-    return Cell(number(value.value), interval(value, number), is_difference and excludes_0)
+def _value(value: Value | None, number: Callable[[float], str], strong: bool = False) -> Cell:
+    return Cell("–") if value is None else Cell(number(value.value), interval(value, number), strong)
 
 
 def interval(value: Value, number: Callable[[float], str]) -> str:

@@ -76,6 +76,7 @@ class BenchmarkInfo:
     notes: list[str] = field(default_factory=list)
     # Entry n: how many captions have n tokens, start and end of text among them. Empty where nobody counted.
     lengths: list[int] = field(default_factory=list)
+    groups: int | None = None  # of images that are alike, where the source says so: intervals resample groups
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Difference:
     benchmark: str
     metric: str
     value: Value
+    p: float | None = None  # of the paired test, not corrected for the number of tests; None where it was not made
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,8 @@ def _problems(results: Results) -> Iterator[str]:
         if not names <= set(models) or difference.benchmark not in benchmarks:
             yield f"differences[{i}] is of {sorted(names)} on {difference.benchmark!r}, which are not all listed"
         yield from _impossible(f"differences[{i}]", difference.metric, difference.value, difference=True)
+        if difference.p is not None and not 0 <= difference.p <= 1:
+            yield f"differences[{i}].p is {difference.p}, expected a share within 0 ... 1"
 
 
 def _impossible(where: str, metric: str, value: Value, difference: bool = False) -> Iterator[str]:

@@ -95,7 +95,14 @@ def sample_results() -> Results:
             scores.append(Score(name, info.name, metrics, 3 * (i == 1), beyond, 12.5, effective))
             first = scores[-1 - i].metrics
             differences += [
-                Difference(name, models[0].name, info.name, key, Value(d, d - 0.012, d + 0.012))
+                Difference(
+                    name,
+                    models[0].name,
+                    info.name,
+                    key,
+                    Value(d, d - 0.012, d + 0.012),
+                    0.0001 if abs(d) > 0.012 else 0.5,
+                )
                 for key, value in metrics.items()
                 if i and "rank" not in key and (d := value.value - first[key].value) is not None
             ]

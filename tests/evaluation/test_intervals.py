@@ -170,3 +170,21 @@ def test_refusals() -> None:
         bootstrap_medians(torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"Not the same queries: \(4,\) values and \(3,\)"):
         difference_interval(hits, hits[:3])
+
+
+def test_intervals_of_families_cover_what_they_say() -> None:
+    """2000 benchmarks of 100 families of four items that are alike, where the true share of hits is 0.6.
+
+    Resampled item by item, a 95 % interval holds the truth in 82 of 100; family by family, in 94 to 95.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (2000, 100, 4)
+    family = (torch.rand(2000, 100, 1, generator=generator) < 0.6).expand(shape)
+    own = torch.rand(shape, generator=generator) < 0.6
+    alike = torch.rand(shape, generator=generator) < 0.616  # two items of a family correlate by 0.38
+    hits = torch.where(alike, family, own).reshape(2000, 400)
+    covered = {}
+    for name, groups in (("items", None), ("families", torch.arange(100).repeat_interleave(4))):
+        low, high = percentiles(bootstrap_means(hits, groups, resamples=500))
+        covered[name] = float(((low <= 0.6) & (high >= 0.6)).double().mean())
+    assert 0.80 < covered["items"] < 0.84 and 0.935 < covered["families"] < 0.96, covered

@@ -36,7 +36,7 @@ class TestTable:
         assert row_of(self.text, "Urban1k", "Text to image, median rank")[0] == "3.0 [1.0, 4.0]"
         assert row_of(self.text, "CIFAR-10", "Top-1 accuracy")[2] == "90.0 [89.4, 90.6]"
 
-    def test_a_difference_is_bold_where_its_interval_excludes_0(self) -> None:
+    def test_a_difference_is_bold_where_its_test_says_so(self) -> None:
         assert row_of(self.text, "Urban1k", "Image to text, R@1", 1) == [
             "−0.7 [−1.9, +0.5]",
             "**+10.8 [+9.6, +12.0]**",
@@ -45,9 +45,20 @@ class TestTable:
         assert "**" not in scores
 
     def test_a_loss_is_bold_too(self) -> None:
-        first = replace(sample_results().differences[0], value=Value(-0.02, -0.03, -0.01))
+        first = replace(sample_results().differences[0], value=Value(-0.02, -0.03, -0.01), p=0.03)
         text = markdown_table(replace(sample_results(), differences=[first]))
         assert row_of(text, "Urban1k", "Image to text, R@1", 1) == ["**−2.0 [−3.0, −1.0]**"]
+
+    def test_tests_are_corrected_for_their_number(self) -> None:
+        """Of two, p of 0.03 and 0.02 are 0.04 after Holm's correction, of three with 0.5 they are 0.06."""
+        first = replace(sample_results().differences[0], p=0.03)
+        two = [first, replace(first, metric="t2i_r1", p=0.02)]
+        for more, bold in (([], 2), ([replace(first, metric="i2t_r5", p=0.5)], 0)):
+            text = markdown_table(replace(sample_results(), differences=[*two, *more]))
+            assert text.split("## Definitions")[0].count("**") == 2 * bold
+            assert f"Holm's correction for all {len(two + more)} differences of this report." in text
+        text = markdown_table(replace(sample_results(), differences=[*two, replace(first, metric="i2t_r5", p=None)]))
+        assert "for all 2 differences of this report. 1 were not tested." in text
 
     def test_counts(self) -> None:
         beyond = sum(histogram(128.0, 24.0, 1000)[78:])
