@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longclip_hf.command import complain, is_first_process, is_mendable, one_line
 from longclip_hf.errors import ResultsError
@@ -24,9 +24,6 @@ from longclip_hf.evaluation.joining import (
 from longclip_hf.evaluation.query_store import FOLDER, QueryStore
 from longclip_hf.evaluation.scores import Bootstrap
 from longclip_hf.results import BenchmarkInfo, Failure, Model, Results, Score
-
-if TYPE_CHECKING:
-    from longclip_hf.evaluation.page import Miss
 
 
 class Collected:
@@ -54,7 +51,6 @@ class Collected:
         self.digests: dict[str, list[bytes]] = {}  # by benchmark: its images are read once, not once for every model
         self.scores: list[Score] = []
         self.failures: list[Failure] = []
-        self.misses: list[Miss] = []
         if earlier is not None:
             self._refuse(preparation_conflict(earlier, self._own()))
 
@@ -103,13 +99,15 @@ class Collected:
                 self._refuse(benchmark_conflict(known, info))
         found = evaluate(encoder, benchmark, digests, self.bootstrap, not self.options.no_effective_length)
         seconds = time.perf_counter() - began
-        misses = []
         if is_first_process():
             self.store.write(self.models[-1], info, self._prepared(), found.measured)
             if self.options.html:
-                misses = hardest_misses(name, benchmark, found, self.options.misses)
+                reference = self._reference()
+                measured = None if reference.name == name else self.store.read(reference, info, self._prepared())
+                right = None if measured is None else (reference.name, measured)
+                misses = hardest_misses(name, encoder, benchmark, found, self.options.misses, right)
+                self.store.write_misses(self.models[-1], info, self._prepared(), misses)
         self.infos[info.name] = info if info.lengths else with_lengths(info, found.lengths)
-        self.misses += misses
         values, ties = dict(found.measured.values), found.measured.ties
         curve = found.effective_length
         self.scores.append(Score(name, benchmark.name, values, ties, found.truncated, seconds, curve))
@@ -121,6 +119,11 @@ class Collected:
         if {model.name for model in joined.models} <= set(self.names):  # a run of all of them: its order is theirs
             joined = replace(joined, models=sorted(joined.models, key=lambda model: self.names.index(model.name)))
         return with_differences(joined, self.store, self.bootstrap)
+
+    def _reference(self) -> Model:
+        """What the others are compared with."""
+        earlier = self.earlier.models if self.earlier else []
+        return self.models[0] if {model.name for model in earlier} <= set(self.names) else earlier[0]
 
     def _own(self) -> Results:
         from datetime import UTC, datetime

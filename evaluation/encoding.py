@@ -9,6 +9,8 @@ can then differ, as between any two batches.
 import hashlib
 import logging
 import os
+import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -47,6 +49,9 @@ Tower = Literal["text", "image"]
 # Rows of a batch, the model's inputs for them, and what is wrong with rows that are left out.
 Loaded = tuple[list[int], dict[str, torch.Tensor], list[str]]
 _SHORTEST = 3  # start of text, one token, end of text
+_WORD = re.compile(
+    r"[\u2e80-\uffff]|[^\s\u2e80-\uffff]+"
+)  # of Chinese, Japanese and Korean one letter: no spaces there
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,18 @@ class Encoder:
         batches = self._text_batches([len(sequence) for sequence in sequences])
         embeds = self._features("text", keys, batches, load, lambda row: repr(first[row][:60]))
         return TextFeatures(embeds[row_of], lengths, truncated)
+
+    def read_part(self, text: str) -> int:
+        """How many characters of `text` the model reads: all, or those of the words that fit into its positions."""
+
+        def too_long(end: int) -> bool:
+            part = text[:end] if self.prepare is None else self.prepare(text[:end])
+            return self._tokenize([part], self.positions)[2] > 0
+
+        if not too_long(len(text)):
+            return len(text)
+        ends = [0, *(word.end() for word in _WORD.finditer(text))]
+        return ends[bisect_left(ends, True, lo=1, key=too_long) - 1]
 
     def encode_images(self, images: Sequence[ImageFile], digests: Sequence[bytes] | None = None) -> torch.Tensor:
         """Features of shape `(images, dim)`, not normalised, `torch.FloatTensor` on the CPU.

@@ -4,8 +4,8 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 
-from longclip_hf.evaluation.tables import Cell, Table, corrected, scores_of, size_of, tables
-from longclip_hf.results import METRICS, BenchmarkInfo, Difference, Results, Score, Value
+from longclip_hf.evaluation.tables import Cell, Table, corrected, overview, scores_of, size_of, tables
+from longclip_hf.results import METRICS, Difference, Results, Score, Value
 
 COLUMNS = (
     "benchmark", "model", "metric", "value", "low", "high", "reference", "difference", "difference_low",
@@ -65,16 +65,18 @@ def _numbers(value: Value) -> list[str]:
 def latex_tables(results: Results) -> str:
     """Every table of the report as a `table` of LaTeX; it needs the package booktabs."""
     lines = ["% Needs \\usepackage{booktabs}; intervals are 95 %."]
+    if results.scores:
+        lines += ["", *_latex("Overview", overview(results))]
     for info in results.benchmarks:
         for table in tables(results, info):
-            lines += ["", *_latex(info, table)]
+            lines += ["", *_latex(f"{info.name} ({size_of(info)})", table)]
     return "\n".join(lines) + "\n"
 
 
-def _latex(info: BenchmarkInfo, table: Table) -> Iterator[str]:
+def _latex(title: str, table: Table) -> Iterator[str]:
     yield r"\begin{table}"
     yield r"  \centering"
-    yield rf"  \caption{{{_escaped(f'{info.name} ({size_of(info)}). {table.caption}')}}}"
+    yield rf"  \caption{{{_escaped(f'{title}. {table.caption}')}}}"
     yield rf"  \begin{{tabular}}{{l{'r' * len(table.columns)}}}"
     yield r"    \toprule"
     yield f"    {' & '.join(['', *map(_escaped, table.columns)])} \\\\"

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,6 +16,7 @@ from longclip_hf.evaluation.benchmarks import Benchmark, Classification, Retriev
 from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
 from longclip_hf.evaluation.effective_length import default_lengths
 from longclip_hf.evaluation.encoding import Encoder
+from longclip_hf.evaluation.misses import Item, Miss, Misses, Text, thumbnail
 from longclip_hf.evaluation.retrieval import Ranks, retrieval_ranks
 from longclip_hf.evaluation.scores import (
     Bootstrap,
@@ -28,9 +29,6 @@ from longclip_hf.evaluation.scores import (
 )
 from longclip_hf.images import decode_image
 from longclip_hf.results import BenchmarkInfo, Direction, EffectiveLength
-
-if TYPE_CHECKING:
-    from longclip_hf.evaluation.page import Item, Miss
 
 
 @dataclass(frozen=True)
@@ -168,37 +166,61 @@ def with_lengths(info: BenchmarkInfo, lengths: torch.Tensor) -> BenchmarkInfo:
 
 
 def hardest_misses(
-    model: str, benchmark: Retrieval | Classification, found: Found, count: int, shown: int = 3
-) -> "list[Miss]":
-    """The queries that were missed by most, with what was right and the first answers that were returned."""
-    from longclip_hf.evaluation.page import Miss, thumbnail  # needs jinja2, which only a page does
+    model: str,
+    encoder: Encoder,
+    benchmark: Retrieval | Classification,
+    found: Found,
+    count: int,
+    reference: tuple[str, Measured] | None = None,
+    shown: int = 3,
+) -> list[Misses]:
+    """The queries that were missed by most, with what was right and the first answers that were returned.
+
+    Args:
+        model: its name.
+        encoder: it, which knows what it reads of a text.
+        benchmark, found: what it was measured on, and what it made of that.
+        count: misses in each direction.
+        reference: the name of a model, and what it gave at every query: only what it gets right counts then.
+        shown: answers of each.
+    """
 
     def picture(row: int) -> bytes:
         file = benchmark.images[row]
         return thumbnail(decode_image(file.read(), file.name))
+
+    def text(words: str) -> Text:
+        read = encoder.read_part(words)
+        return Text(words[:read], words[read:])
 
     listed = []
     for direction, ranks in found.ranks.items():
         queries, candidates = found.image_embeds, found.text_embeds
         if direction == "t2i":
             queries, candidates = candidates, queries
-        for query in hardest(ranks, count):
-            first = most_similar(queries[query], candidates, shown)
+        wrong = ranks.best > 0
+        if reference is not None:
+            first = "top1" if isinstance(benchmark, Classification) else f"{direction}_r1"
+            wrong &= reference[1].queries[first] > 0
+        misses = []
+        for query in hardest(ranks, count, wrong):
+            nearest = most_similar(queries[query], candidates, shown)
             asked: Item
             expected: list[Item]
             returned: list[Item]
-            if not isinstance(benchmark, Retrieval):
+            if isinstance(benchmark, Classification):
                 names = benchmark.class_names
-                asked, expected = picture(query), [names[benchmark.labels[query]]]
-                returned = [names[row] for row in first]
+                asked, expected = picture(query), [Text(names[benchmark.labels[query]])]
+                returned = [Text(names[row]) for row in nearest]
             elif direction == "i2t":
                 captions = benchmark.captions
                 own = [row for row, image in enumerate(benchmark.image_of) if image == query]
-                asked, expected = picture(query), [captions[row] for row in own]
-                returned = [captions[row] for row in first]
+                asked, expected = picture(query), [text(captions[row]) for row in own]
+                returned = [text(captions[row]) for row in nearest]
             else:
-                asked, expected = benchmark.captions[query], [picture(benchmark.image_of[query])]
-                returned = [picture(row) for row in first]
-            rank = int(ranks.best[query]) + 1
-            listed.append(Miss(model, benchmark.name, direction, rank, asked, expected, returned))
+                asked, expected = text(benchmark.captions[query]), [picture(benchmark.image_of[query])]
+                returned = [picture(row) for row in nearest]
+            misses.append(Miss(int(ranks.best[query]) + 1, asked, expected, returned))
+        name = None if reference is None else reference[0]
+        listed.append(Misses(model, benchmark.name, direction, name, int(wrong.sum()), misses))
     return listed

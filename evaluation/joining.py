@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from longclip_hf.errors import ResultsError
-from longclip_hf.evaluation.query_store import QueryStore
+from longclip_hf.evaluation.query_store import QueryStore, prepared_of
 from longclip_hf.evaluation.scores import Bootstrap, differences
 from longclip_hf.results import BenchmarkInfo, Difference, Model, Results, Run, Score, is_share
 
@@ -163,7 +163,7 @@ def with_differences(results: Results, store: QueryStore, bootstrap: Bootstrap) 
     reference = results.models[0]
     models = {model.name: model for model in results.models}
     infos = {info.name: info for info in results.benchmarks}
-    prepared = (results.clean_captions, results.neutralise_special_tokens)
+    prepared = prepared_of(results)
     there: dict[tuple[str, str], list[Difference]] = {}
     for difference in results.differences:
         there.setdefault((difference.model, difference.benchmark), []).append(difference)

@@ -13,10 +13,10 @@ from longclip_hf.files import write_atomically
 from longclip_hf.results import Results, read_results, write_results
 
 if TYPE_CHECKING:
-    from longclip_hf.evaluation.page import Miss
+    from longclip_hf.evaluation.misses import Misses
 
 RESULTS, PAGE = "results.json", "report.html"
-PLOTS = ("effective_length.png", "recall.png", "lengths.png")
+PLOTS = tuple(f"{name}.{kind}" for name in ("effective_length", "recall", "lengths") for kind in ("png", "svg"))
 REPORTS = frozenset({"report.md", "report.csv", "report.tex", *PLOTS})
 
 
@@ -66,7 +66,7 @@ class Outputs:
             (self.folder / name).unlink(missing_ok=True)
         self._stale = frozenset()
 
-    def write_all(self, results: Results, misses: "Iterable[Miss]", shown: int) -> None:
+    def write_all(self, results: Results, misses: "Iterable[Misses]", shown: int) -> None:
         """results.json, the report with its plots, and the page, with so many misses; `written` then names them.
 
         Raises:
@@ -97,8 +97,10 @@ def write_report(results: Results, folder: Path) -> list[str]:
     """
     images, drawn = "", plots(results)
     for plot in drawn:
-        write_atomically(folder / plot.file, plot.png)
-        images += f"\n![{plot.description}]({plot.file})\n"
+        write_atomically(folder / f"{plot.name}.png", plot.png())
+        write_atomically(folder / f"{plot.name}.svg", plot.svg())
+        alt = " ".join(plot.facts.replace("[", "(").replace("]", ")").split())
+        images += f"\n![{plot.title}. {alt}]({plot.name}.png)\n\n{plot.description}\n"
     texts = {
         "report.md": markdown_table(results) + images,
         "report.csv": csv_table(results),
@@ -106,4 +108,4 @@ def write_report(results: Results, folder: Path) -> list[str]:
     }
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
-    return [*texts, *(plot.file for plot in drawn)]
+    return [*texts, *(f"{plot.name}.{kind}" for plot in drawn for kind in ("png", "svg"))]

@@ -3,11 +3,23 @@
 import io
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from longclip_hf.evaluation.look import (
+    COLOURS,
+    DPI,
+    HATCHES,
+    LINES,
+    MARKERS,
+    Ground,
+    behind,
+    drawable,
+    ink,
+    mark_colour,
+    style,
+)
 from longclip_hf.evaluation.tables import percent, scores_of, size_of
 from longclip_hf.results import (
     DIRECTIONS,
@@ -29,55 +41,35 @@ if TYPE_CHECKING:
 
 MARKS = (KEEP, CLIP_LENGTH, LENGTH)
 
-# A grey for the reference, then Okabe and Ito's colours, which colour-blind readers tell apart, without their yellow,
-# which is lost on white.
-COLOURS = ("#7F7F7F", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-LINES = ("-", "--", "-.", ":")
-
-MARKERS = "osD^v"
-
-HATCHES = ("", "////", "....")
-
-MARK_COLOUR = "#444444"
-
 COLUMN = 3.4  # inches: one column of a paper
 
 ABREAST = 2  # panels
 
-DPI = 300
-
-STYLE: dict[str, Any] = {
-    "font.size": 8.0,
-    "axes.titlesize": 8.0,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8.0,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid.axis": "y",
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.5,
-    "xtick.labelsize": 7.0,
-    "ytick.labelsize": 7.0,
-    "legend.fontsize": 7.0,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a name is no formula
-    "lines.linewidth": 1.2,
-    "lines.markersize": 5.0,
-    "lines.markeredgewidth": 0.5,
-}
-
 
 @dataclass(frozen=True)
 class Plot:
-    file: str
+    """A plot that is drawn, and can be written."""
+
+    name: str
     title: str
-    description: str  # for those who cannot see it
-    png: bytes
+    description: str  # what is shown
+    facts: str  # the numbers, for those who cannot see it
+    figure: "Figure"
+    ground: Ground
+
+    def png(self) -> bytes:
+        """On its ground, for a screen and for Markdown."""
+        return self._saved(format="png", dpi=DPI)
+
+    def svg(self) -> bytes:
+        """Without a ground, for a page and for a paper. Letters are drawn: it looks the same wherever it is shown."""
+        return self._saved(format="svg", transparent=True, metadata={"Date": None})
+
+    def _saved(self, **options: Any) -> bytes:
+        data = io.BytesIO()
+        with style(self.ground):
+            self.figure.savefig(data, **options)
+        return data.getvalue()
 
 
 def colour(results: Results, name: str) -> str:
@@ -85,49 +77,55 @@ def colour(results: Results, name: str) -> str:
     return COLOURS[_place(results, name) % len(COLOURS)]
 
 
-def plots(results: Results) -> list[Plot]:
-    """The plots that there is data for, as PNG files on white, one column of a paper wide for each benchmark.
+def plots(results: Results, ground: Ground = "light") -> list[Plot]:
+    """The plots that there is data for, one column of a paper wide for each benchmark.
+
+    Args:
+        results: what is drawn.
+        ground: what it will stand on.
 
     Raises:
         ImportError: without matplotlib.
     """
     made = []
+    lost = _undrawable(results)
     curved = [b for b in results.benchmarks if any(s.effective_length for s in scores_of(results, b).values())]
     if curved:
-        made.append(_plot_effective_length(results, curved))
+        made.append(_plot_effective_length(results, curved, ground))
     scored = [b for b in results.benchmarks if any(_bars(s) for s in scores_of(results, b).values())]
     if scored:
-        made.append(_plot_recall(results, scored))
+        made.append(_plot_recall(results, scored, ground))
     counted = [b for b in results.benchmarks if sum(b.lengths)]
     if counted:
-        made.append(_plot_lengths(counted))
-    return made
+        made.append(_plot_lengths(results, counted, ground))
+    return [replace(plot, facts=f"{plot.facts} {lost}".strip()) for plot in made]
 
 
-def _plot_effective_length(results: Results, benchmarks: Sequence[BenchmarkInfo]) -> Plot:
+def _plot_effective_length(results: Results, benchmarks: Sequence[BenchmarkInfo], ground: Ground) -> Plot:
     handles: dict[str, Any] = {}
-    with _style():
+    facts = []
+    with style(ground):
         figure, grid = _grid(len(benchmarks), rows=len(DIRECTIONS), height=1.55)
         for info, axes in zip(benchmarks, grid, strict=True):
-            _head(axes[0], info.name, size_of(info), MARKS)
+            _head(axes[0], _panel(results, info), size_of(info), MARKS)
             for (side, direction), axis in zip(DIRECTIONS.items(), axes, strict=True):
                 for name, score in scores_of(results, info).items():
                     curve = score.effective_length
                     if curve and side in curve.recall:
                         handles[name] = _draw_curve(axis, curve, side, _line(results, name))
+                        facts.append(f"{info.name}, {direction.lower()}, {name}: {_told(curve, side)}")
                 axis.set_ylabel(f"{direction.lower()}\nR@1 (%)")
                 axis.set_ylim(bottom=0)
                 axis.set_xlim(left=0)
                 _mark(axis, MARKS)
                 axis.tick_params(labelbottom=axis is axes[-1])
             axes[-1].set_xlabel("tokens kept (markers: effective length)")
-        _legend(figure, handles, len(benchmarks))
-        png = _png(figure)
+        _legend(figure, {_label(results, name): handle for name, handle in handles.items()}, len(benchmarks))
     description = (
         "R@1 when only so many tokens of each caption are kept; markers show the effective lengths, where R@1 rises; "
         "95 % intervals."
     )
-    return Plot("effective_length.png", "Effective length", description, png)
+    return Plot("effective_length", "Effective length", description, f"{'; '.join(facts)}.", figure, ground)
 
 
 def _draw_curve(axis: "Axes", curve: EffectiveLength, side: Direction, line: dict[str, Any]) -> Any:
@@ -142,26 +140,29 @@ def _draw_curve(axis: "Axes", curve: EffectiveLength, side: Direction, line: dic
     height = 100 * _interpolate(at.value, curve.lengths, [v.value for v in values])
     if at.low is not None and at.high is not None:
         axis.hlines(height, at.low, at.high, color=line["color"], linewidth=2.5, alpha=0.6)
-    axis.plot(at.value, height, color=line["color"], marker=line["marker"], markeredgecolor="white", zorder=3)
+    axis.plot(at.value, height, color=line["color"], marker=line["marker"], markeredgecolor=behind(), zorder=3)
     return drawn
 
 
-def _plot_recall(results: Results, benchmarks: Sequence[BenchmarkInfo]) -> Plot:
+def _plot_recall(results: Results, benchmarks: Sequence[BenchmarkInfo], ground: Ground) -> Plot:
     handles: dict[str, Any] = {}
-    with _style():
+    facts = []
+    with style(ground):
         figure, grid = _grid(len(benchmarks), rows=1, height=1.9)
         for info, (axis,) in zip(benchmarks, grid, strict=True):
-            _head(axis, info.name, size_of(info))
+            _head(axis, _panel(results, info), size_of(info))
             scores = scores_of(results, info)
             groups = [metric for metric in METRICS if any(metric in _bars(score) for score in scores.values())]
             # A gap between the directions.
             places = {metric: i + 0.4 * (metric.startswith("t2i")) for i, metric in enumerate(groups)}
             width = 0.8 / len(scores)
             for i, (name, score) in enumerate(scores.items()):
+                told = ", ".join(f"{METRICS[m]} {100 * v.value:.1f}" for m, v in _bars(score).items())
+                facts.append(f"{info.name}, {name}: {told} %")
                 for metric, value in _bars(score).items():
                     x = places[metric] + (i - (len(scores) - 1) / 2) * width
                     handles[name] = axis.bar(x, 100 * value.value, width * 0.92, **_fill(results, name))
-                    axis.vlines(x, *_ends(value), color="black", linewidth=0.8)
+                    axis.vlines(x, *_ends(value), color=ink(), linewidth=0.8)
             axis.set_xticks(list(places.values()), [_bar_label(metric) for metric in groups])
             axis.tick_params(axis="x", length=0)
             axis.set_ylim(0, 100)
@@ -174,16 +175,15 @@ def _plot_recall(results: Results, benchmarks: Sequence[BenchmarkInfo]) -> Plot:
                 if at:
                     axis.annotate(direction.lower(), ((at[0] + at[-1]) / 2, 0), (0, -15), textcoords="offset points",
                                   ha="center", va="top", annotation_clip=False)  # fmt: skip
-        _legend(figure, handles, len(benchmarks))
-        png = _png(figure)
+        _legend(figure, {_label(results, name): handle for name, handle in handles.items()}, len(benchmarks))
     description = "The shares of the table, with their 95 % intervals."
-    return Plot("recall.png", "Recall and accuracy", description, png)
+    return Plot("recall", "Recall and accuracy", description, f"{'; '.join(facts)}.", figure, ground)
 
 
-def _plot_lengths(benchmarks: Sequence[BenchmarkInfo]) -> Plot:
+def _plot_lengths(results: Results, benchmarks: Sequence[BenchmarkInfo], ground: Ground) -> Plot:
     facts = []
     marks = (CLIP_LENGTH, LENGTH)
-    with _style():
+    with style(ground):
         figure, grid = _grid(len(benchmarks), rows=1, height=1.7)
         for info, (axis,) in zip(benchmarks, grid, strict=True):
             longest = max(n for n, count in enumerate(info.lengths) if count)
@@ -196,23 +196,11 @@ def _plot_lengths(benchmarks: Sequence[BenchmarkInfo]) -> Plot:
             axis.set_ylabel("captions" if step == 1 else f"captions per {step} tokens")
             shares = [sum(info.lengths[mark + 1 :]) / sum(info.lengths) for mark in marks]
             beyond = ", ".join(f"{percent(share)} beyond {mark}" for share, mark in zip(shares, marks, strict=True))
-            _head(axis, info.name, f"n = {sum(info.lengths):,}: {beyond}", marks)
+            _head(axis, _panel(results, info), f"n = {sum(info.lengths):,}: {beyond}", marks)
             _mark(axis, marks)
             facts.append(f"{info.name}: {beyond}")
-        png = _png(figure)
-    description = "How many captions have how many tokens, and the share beyond each limit. " + "; ".join(facts) + "."
-    return Plot("lengths.png", "Length of the captions", description, png)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Whatever the user's own matplotlib settings are, and without changing them."""
-    try:
-        import matplotlib.style
-    except ImportError as error:
-        raise ImportError('Plots need matplotlib: pip install "longclip-hf[evaluate]".') from error
-    with matplotlib.style.context(["default", STYLE]):
-        yield
+    description = "How many captions have how many tokens, and the share beyond each limit."
+    return Plot("lengths", "Length of the captions", description, f"{'; '.join(facts)}.", figure, ground)
 
 
 def _grid(panels: int, rows: int, height: float) -> "tuple[Figure, list[list[Axes]]]":
@@ -263,18 +251,45 @@ def _head(axis: "Axes", title: str, subtitle: str, marks: Sequence[int] = ()) ->
     axis.annotate(subtitle, (0, 1), (0, 4 + lift), xycoords="axes fraction", textcoords="offset points", fontsize=7)
     for mark in marks:
         axis.annotate(str(mark), (mark, 1), (0, 2), xycoords=axis.get_xaxis_transform(), textcoords="offset points",
-                      ha="center", color=MARK_COLOUR, fontsize=7)  # fmt: skip
+                      ha="center", color=mark_colour(), fontsize=7)  # fmt: skip
 
 
 def _mark(axis: "Axes", places: Sequence[int]) -> None:
     for place in places:
-        axis.axvline(place, color=MARK_COLOUR, linewidth=0.7, linestyle=(0, (2, 2)), zorder=1.5)
+        axis.axvline(place, color=mark_colour(), linewidth=0.7, linestyle=(0, (2, 2)), zorder=1.5)
 
 
-def _png(figure: "Figure") -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=DPI)
-    return data.getvalue()
+def _label(results: Results, name: str) -> str:
+    """A model's name as it can be drawn; where letters are lost, with its place among the models."""
+    return _named(name, f"model {_place(results, name) + 1}")
+
+
+def _panel(results: Results, info: BenchmarkInfo) -> str:
+    return _named(info.name, f"benchmark {results.benchmarks.index(info) + 1}")
+
+
+def _named(name: str, place: str) -> str:
+    drawn = drawable(name)
+    if drawn == " ".join(name.split()):
+        return name
+    return f"{drawn} ({place})" if drawn else place
+
+
+def _undrawable(results: Results) -> str:
+    """Which names stand for others that no font here has letters for."""
+    names = [(model.name, _label(results, model.name)) for model in results.models]
+    names += [(info.name, _panel(results, info)) for info in results.benchmarks]
+    return " ".join(f"{label} is {name}." for name, label in names if label != name)
+
+
+def _told(curve: EffectiveLength, side: Direction) -> str:
+    """A curve in words."""
+    at, values = curve.effective[side], curve.recall[side]
+    ends = (
+        f"{100 * value.value:.1f} % at {n}"
+        for value, n in ((values[0], curve.lengths[0]), (values[-1], curve.lengths[-1]))
+    )
+    return f"{' and '.join(ends)} tokens, effective length {'none' if at is None else f'{at.value:.0f}'}"
 
 
 def _bars(score: Score) -> dict[str, Value]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 
 from longclip_hf.errors import FileError
 from longclip_hf.evaluation.loading import as_json
+from longclip_hf.evaluation.misses import Misses, from_json, to_json
 from longclip_hf.evaluation.scores import Measured
-from longclip_hf.results import BenchmarkInfo, Model
+from longclip_hf.files import write_atomically
+from longclip_hf.results import BenchmarkInfo, Model, Results
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,34 @@ class QueryStore:
         key = _key(model, info, prepared)
         found = (_read(folder / f"{key}.safetensors", key) for folder in self.folders)
         return next((measured for measured in found if measured is not None), None)
+
+    def write_misses(
+        self, model: Model, info: BenchmarkInfo, prepared: Iterable[object], misses: Sequence[Misses]
+    ) -> None:
+        """Keeps what a page shows of a model on a benchmark, instead of what was kept before."""
+        file = self.folders[0] / f"{_key(model, info, prepared)}.misses.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, to_json(misses).encode())
+
+    def read_misses(self, results: Results) -> list[Misses]:
+        """What was kept of every score of `results`."""
+        models = {model.name: model for model in results.models}
+        infos = {info.name: info for info in results.benchmarks}
+        found: list[Misses] = []
+        for score in results.scores:
+            key = _key(models[score.model], infos[score.benchmark], prepared_of(results))
+            files = [folder / f"{key}.misses.json" for folder in self.folders]
+            file = next((file for file in files if file.exists()), None)
+            try:
+                found += from_json(file.read_text(encoding="utf-8"), score.model, score.benchmark) if file else []
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                logger.warning("%s is not used and can be deleted: it holds no misses (%s).", file, error)
+        return found
+
+
+def prepared_of(results: Results) -> tuple[bool, ...]:
+    """How the texts of `results` were prepared."""
+    return results.clean_captions, results.neutralise_special_tokens
 
 
 def _key(model: Model, info: BenchmarkInfo, prepared: Iterable[object]) -> str:

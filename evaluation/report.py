@@ -34,6 +34,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("results", nargs="+", type=Path, metavar="FILE", help="results.json, or the folder it is in")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the report is written")
     parser.add_argument("--html", action="store_true", help="write report.html too")
+    parser.add_argument("--misses", type=int, default=6, metavar="N", help="shown of a model, if kept; %(default)s")
     parser.add_argument("--reference", metavar="MODEL", help="what the others are compared with; default: the first")
     parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap, %(default)s")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap, %(default)s")
@@ -73,7 +74,7 @@ def render(options: Any, command: str) -> None:
     store = QueryStore(*(file.parent / FOLDER for file in files))
     joined = with_differences(joined, store, Bootstrap(options.resamples, options.seed))
     outputs.write_results(joined)
-    outputs.write_all(joined, (), 0)
+    outputs.write_all(joined, store.read_misses(joined) if options.html else (), options.misses)
     if not options.quiet:
         print(markdown_table(joined))
         print(f"Wrote {', '.join(str(options.output / name) for name in outputs.written)}.")

@@ -58,7 +58,11 @@ def main(args: list[str] | None = None) -> int:
     )
     parser.add_argument("--html", action="store_true", help="write report.html too")
     parser.add_argument(
-        "--misses", type=_positive, default=6, metavar="N", help="pictures of misses a model, %(default)s"
+        "--misses",
+        type=_positive,
+        default=6,
+        metavar="N",
+        help="misses shown of a model in each direction, %(default)s",
     )
     parser.add_argument(
         "--no_effective_length", action="store_true", help="do not encode captions again at 10, 20, 30 ... tokens"
@@ -158,7 +162,7 @@ def run(options: Any, command: str) -> None:
     if is_first_process() and done.scores:
         results = done.results()
         outputs.write_results(results)
-        outputs.write_all(results, done.misses, options.misses)
+        outputs.write_all(results, done.store.read_misses(results) if options.html else (), options.misses)
         if not options.quiet:
             print(markdown_table(results))
             print(f"Wrote {', '.join(str(options.output / name) for name in outputs.written)}.")

@@ -203,10 +203,11 @@ def differences(
     return listed
 
 
-def hardest(ranks: Ranks, count: int) -> list[int]:
-    """The queries that were missed by most, the worst first."""
-    worst = ranks.best.argsort(descending=True, stable=True)[:count]
-    return [int(query) for query in worst if ranks.best[query] > 0]
+def hardest(ranks: Ranks, count: int, among: torch.Tensor | None = None) -> list[int]:
+    """The queries that were missed by most, the worst first; `among`: booleans, which may be among them."""
+    best = ranks.best if among is None else ranks.best.where(among.to(ranks.best.device), 0)
+    worst = best.argsort(descending=True, stable=True)[:count]
+    return [int(query) for query in worst if best[query] > 0]
 
 
 def most_similar(query: torch.Tensor, candidates: torch.Tensor, count: int) -> list[int]:

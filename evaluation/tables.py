@@ -38,6 +38,12 @@ DEFINITIONS = {
 
 CHANCE = 0.05  # that any difference is bold where there is none
 
+# What the overview shows of a benchmark.
+HEADLINES = {
+    "retrieval": {"i2t_r1": "image to text R@1", "t2i_r1": "text to image R@1"},
+    "classification": {"top1": "top-1"},
+}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -49,7 +55,7 @@ class Cell:
 @dataclass(frozen=True)
 class Table:
     caption: str
-    columns: list[str]  # models
+    columns: list[str]  # models; of the overview, benchmarks
     rows: list[tuple[str, list[Cell]]]
 
 
@@ -64,6 +70,10 @@ def markdown_table(results: Results) -> str:
             for m in results.models
         ],
     )
+    if results.scores:
+        table = overview(results)
+        rows = [[_code(name), *map(_overview_cell, cells)] for name, cells in table.rows]
+        lines += ["", f"{table.caption}:", "", *_markdown_rows(("", *table.columns), rows)]
     for info in results.benchmarks:
         lines += ["", f"## {info.name}", "", f"{info.kind.capitalize()}, {size_of(info)}.", ""]
         for table in tables(results, info):
@@ -90,9 +100,9 @@ def definitions(results: Results) -> dict[str, str]:
     if not results.differences:
         return DEFINITIONS
     text = (
-        "a difference is bold where chance is an unlikely cause: by a paired test (the signs of the queries' "
-        f"differences are flipped, groups as a whole) p < {CHANCE} after Holm's correction for all {tests} differences "
-        "of this report."
+        "a difference is bold, and has a * in the overview, where chance is an unlikely cause: by a paired test (the "
+        f"signs of the queries' differences are flipped, groups as a whole) p < {CHANCE} after Holm's correction for "
+        f"all {tests} differences of this report."
     )
     return {**DEFINITIONS, "Tests": text + (f" {untested} were not tested." if untested else "")}
 
@@ -128,6 +138,28 @@ def made_with(results: Results, run: Run) -> str:
     ]
     versions = [f"{name} {version}" for name, version in run.versions.items()]
     return ", ".join([*versions, run.hardware, *prepared])
+
+
+def overview(results: Results) -> Table:
+    """Models by benchmarks, a row for each model: R@1 or accuracy, the best of each column strong, and beside it the
+    difference to the first model, with a `*` where its test says that it is no chance."""
+    reference, p_values = results.models[0].name, corrected(results)
+    differences = {(d.benchmark, d.model, d.metric): d.value for d in results.differences if d.reference == reference}
+    columns, cells = [], {model.name: list[Cell]() for model in results.models}
+    for info in results.benchmarks:
+        scores = scores_of(results, info)
+        for metric, label in HEADLINES[info.kind].items():
+            number = _number(metric)
+            shown = {name: number(s.metrics[metric].value) for name, s in scores.items() if metric in s.metrics}
+            best = max(shown.values(), key=float) if len(shown) > 1 else None
+            columns.append(f"{info.name}, {label}")
+            for name, row in cells.items():
+                difference = differences.get((info.name, name, metric))
+                star = "*" if p_values.get((info.name, reference, name, metric), 1) < CHANCE else ""
+                apart = "" if difference is None else f"({_number(metric, '+')(difference.value)}{star})"
+                row.append(Cell(shown.get(name, "–"), apart, best is not None and shown.get(name) == best))
+    caption = f"Percent, the best in bold; in parentheses the difference to {reference}, with * where it is no chance"
+    return Table(caption, columns, list(cells.items()))
 
 
 def tables(results: Results, info: BenchmarkInfo) -> list[Table]:
@@ -218,6 +250,11 @@ def _code(name: str) -> str:
 def _markdown_cell(cell: Cell) -> str:
     text = f"{cell.text} {cell.interval}".strip()
     return f"**{text}**" if cell.strong else text
+
+
+def _overview_cell(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.strong else cell.text
+    return f"{text} {cell.interval}".strip().replace("*)", "\\*)")
 
 
 def _markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -213,7 +213,7 @@ def draw_sweeps(found: dict[str, dict[int, "Results"]], file: Path) -> None:
 
 
 def _draw_curves(panel: Any, found: Any, rows: list[tuple[str, Row]], benchmark: str, title: str) -> None:
-    from longclip_hf.evaluation.plots import COLOURS, LINES
+    from longclip_hf.evaluation.look import COLOURS, LINES
 
     for number, (label, row) in enumerate(rows):
         if points := curve(found, row, benchmark):
@@ -247,7 +247,7 @@ def _draw(draw: Callable[[Any], None], panels: int, file: Path) -> None:
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    from longclip_hf.evaluation.plots import STYLE
+    from longclip_hf.evaluation.look import STYLE
 
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(3.4 * panels, 2.8), layout="constrained", dpi=200)

@@ -5,14 +5,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 from sample_results import histogram, sample_results
 
-from longclip_hf.evaluation import plots as drawing
+from longclip_hf.evaluation import look
 from longclip_hf.evaluation.outputs import write_report
 from longclip_hf.evaluation.plots import plots
 from longclip_hf.evaluation.tables import markdown_table
@@ -41,7 +41,7 @@ class TestTable:
             "−0.7 [−1.9, +0.5]",
             "**+10.8 [+9.6, +12.0]**",
         ]
-        scores = self.text.split("Differences")[0]
+        scores = self.text.split("## Urban1k")[1].split("Differences")[0]
         assert "**" not in scores
 
     def test_a_loss_is_bold_too(self) -> None:
@@ -49,13 +49,27 @@ class TestTable:
         text = markdown_table(replace(sample_results(), differences=[first]))
         assert row_of(text, "Urban1k", "Image to text, R@1", 1) == ["**−2.0 [−3.0, −1.0]**"]
 
+    def test_it_begins_with_models_by_benchmarks(self) -> None:
+        rows = [line.strip("|").split("|") for line in self.text.split("## Urban1k")[0].splitlines()[8:]]
+        rows = [[cell.strip() for cell in row] for row in rows if len(row) == 6]
+        assert rows[0][:3] == ["", "Urban1k, image to text R@1", "Urban1k, text to image R@1"]
+        assert rows[2] == ["`openai/clip-vit-base-patch16`", "68.1", "53.6", "52.4", "32.7", "**90.8**"]
+        assert rows[3][1:3] == ["67.4 (−0.7)", "54.9 (+1.3\\*)"] and rows[3][5] == "**90.8** (+0.0)"
+        assert rows[4][1:] == [
+            "**78.9** (+10.8\\*)",
+            "**79.5** (+25.9\\*)",
+            "**57.6** (+5.2\\*)",
+            "**40.4** (+7.7\\*)",
+            "90.0 (−0.8)",
+        ]
+
     def test_tests_are_corrected_for_their_number(self) -> None:
         """Of two, p of 0.03 and 0.02 are 0.04 after Holm's correction, of three with 0.5 they are 0.06."""
         first = replace(sample_results().differences[0], p=0.03)
         two = [first, replace(first, metric="t2i_r1", p=0.02)]
         for more, bold in (([], 2), ([replace(first, metric="i2t_r5", p=0.5)], 0)):
             text = markdown_table(replace(sample_results(), differences=[*two, *more]))
-            assert text.split("## Definitions")[0].count("**") == 2 * bold
+            assert text.split("Differences")[1].split("## ")[0].count("**") == 2 * bold
             assert f"Holm's correction for all {len(two + more)} differences of this report." in text
         text = markdown_table(replace(sample_results(), differences=[*two, replace(first, metric="i2t_r5", p=None)]))
         assert "for all 2 differences of this report. 1 were not tested." in text
@@ -109,27 +123,42 @@ def grown(results: Results, count: int) -> Results:
     return replace(results, models=models, scores=scores, benchmarks=results.benchmarks[:1], differences=[])
 
 
+def renamed(name: str) -> Results:
+    """One model on one benchmark, both of that name."""
+    results = sample_results()
+    info, score = replace(results.benchmarks[0], name=name), results.scores[0]
+    models, scores = [replace(results.models[0], name=name)], [replace(score, model=name, benchmark=name)]
+    return replace(results, models=models, benchmarks=[info], scores=scores, differences=[])
+
+
 class TestPlots:
     def test_files(self, tmp_path: Path) -> None:
-        write_report(sample_results(), tmp_path)
-        names = {"effective_length.png", "recall.png", "lengths.png"}
+        written = write_report(sample_results(), tmp_path)
+        names = {f"{name}.{kind}" for name in ("effective_length", "recall", "lengths") for kind in ("png", "svg")}
         assert {file.name for file in tmp_path.iterdir()} == {"report.md", "report.csv", "report.tex", *names}
+        assert set(written) == {file.name for file in tmp_path.iterdir()}
         text = (tmp_path / "report.md").read_text(encoding="utf-8")
         assert text.startswith(markdown_table(sample_results()))
-        assert all(f"]({name})" in text for name in names)
+        assert all(f"]({name})" in text for name in names if name.endswith("png"))
+        assert "![Length of the captions. Urban1k: " in text
 
-    def test_one_column_of_a_paper_on_white(self) -> None:
-        for plot in plots(replace(sample_results(), benchmarks=sample_results().benchmarks[:1])):
-            with Image.open(io.BytesIO(plot.png)) as image:
-                assert image.width == 1020  # 3.4 inches at 300 dpi
-                assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    def test_one_column_of_a_paper(self) -> None:
+        """On white, on dark, and as SVG without a ground and without text that a font could change."""
+        one = replace(sample_results(), benchmarks=sample_results().benchmarks[:1])
+        for light, dark in zip(plots(one), plots(one, "dark"), strict=True):
+            for plot, ground in ((light, (255, 255, 255)), (dark, (22, 22, 22))):
+                with Image.open(io.BytesIO(plot.png())) as image:
+                    assert image.width == 1020  # 3.4 inches at 300 dpi
+                    assert image.convert("RGB").getpixel((0, 0)) == ground
+            root = ElementTree.fromstring(dark.svg())
+            assert root.attrib["width"] == "244.8pt"  # 3.4 inches
+            assert b"<text" not in dark.svg() and b"#161616" not in dark.svg().split(b"<defs>")[0]
+            assert dark.svg() != light.svg()
 
-    def test_what_is_drawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Curves, bars and marks hold the numbers of the results."""
-        figures: list[Figure] = []
-        monkeypatch.setattr(drawing, "_png", lambda figure: figures.append(figure) or b"")
+    def test_what_is_drawn(self) -> None:
+        """Curves, bars and marks hold the numbers of the results, and so do the words for who cannot see them."""
         made = plots(replace(sample_results(), benchmarks=sample_results().benchmarks[:1]))
-        curves, bars, lengths = figures
+        curves, bars, lengths = (plot.figure for plot in made)
         upper, lower = curves.axes
         first = upper.lines[0]
         assert first.get_xdata()[-1] == 248 and first.get_ydata()[-1] == pytest.approx(68.1)
@@ -143,41 +172,50 @@ class TestPlots:
             sum(counts[start : start + 5]) for start in range(0, 197, 5)
         ][: len(lengths.axes[0].patches)]
         assert sum(patch.get_height() for patch in lengths.axes[0].patches) == 1000
-        assert f"{sum(counts[78:]) / 10:.1f} % beyond 77, 0.0 % beyond 248" in made[2].description
+        assert f"{sum(counts[78:]) / 10:.1f} % beyond 77, 0.0 % beyond 248" in made[2].facts
+        assert "runs/urban/checkpoint-600: Image to text, R@1 78.9, Image to text, R@5 94.6" in made[1].facts
+        assert "68.1 % at 248 tokens, effective length 24" in made[0].facts
 
-    def test_the_legend_covers_no_data(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        figures: list[Figure] = []
-        monkeypatch.setattr(drawing, "_png", lambda figure: figures.append(figure) or b"")
-        plots(grown(sample_results(), 9))
-        for figure in figures[:2]:
+    def test_the_legend_covers_no_data(self) -> None:
+        for plot in plots(grown(sample_results(), 9))[:2]:
+            figure = plot.figure
             figure.draw_without_rendering()
             legend = figure.legends[0].get_window_extent()
             assert not any(legend.overlaps(axis.get_tightbbox()) for axis in figure.axes)
             assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width
-            looks = {(line.get_color(), line.get_linestyle()) for line in figures[0].axes[0].lines[::2]}
-            assert len(looks) >= 9
+        lines = plots(grown(sample_results(), 9))[0].figure.axes[0].lines[::2]
+        assert len({(line.get_color(), line.get_linestyle()) for line in lines}) >= 9
 
     @pytest.mark.parametrize("name", ["$x^{", "_hidden", "a\\b%"])
-    def test_any_name_is_drawn_as_it_is(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        figures: list[Figure] = []
-        monkeypatch.setattr(drawing, "_png", lambda figure: figures.append(figure) or figure.draw_without_rendering())
-        results = sample_results()
-        info, score = replace(results.benchmarks[0], name=name), results.scores[0]
-        models, scores = [replace(results.models[0], name=name)], [replace(score, model=name, benchmark=name)]
-        plots(replace(results, models=models, benchmarks=[info], scores=scores, differences=[]))
-        assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [name]
-        assert all(figure.axes[0].get_title(loc="left") == name for figure in figures)
+    def test_any_name_is_drawn_as_it_is(self, name: str) -> None:
+        made = plots(renamed(name))
+        assert [text.get_text() for text in made[0].figure.legends[0].get_texts()] == [name]
+        assert all(plot.figure.axes[0].get_title(loc="left") == name for plot in made)
+        assert made[0].png() and made[0].svg()
+
+    def test_a_name_that_no_font_has_is_no_row_of_boxes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its place stands for it, and the words beside the plot say what the place is."""
+        known = look._families()[0][:1], frozenset(range(32, 127))
+        monkeypatch.setattr(look, "_families", lambda: known)
+        name = "\u6a21\u578b-v2"
+        made = plots(renamed(name))
+        assert [text.get_text() for text in made[0].figure.legends[0].get_texts()] == ["-v2 (model 1)"]
+        assert made[0].figure.axes[0].get_title(loc="left") == "-v2 (benchmark 1)"
+        assert f"-v2 (model 1) is {name}." in made[0].facts
+        assert plots(renamed("\u6a21\u578b"))[0].figure.axes[0].get_title(loc="left") == "benchmark 1"
+        assert made[0].png() and made[0].svg()  # without a warning of glyphs that are missing
 
     def test_only_what_there_is_data_for(self) -> None:
         results = sample_results()
-        assert [plot.file for plot in plots(replace(results, benchmarks=results.benchmarks[2:]))] == ["recall.png"]
+        assert [plot.name for plot in plots(replace(results, benchmarks=results.benchmarks[2:]))] == ["recall"]
         assert plots(replace(results, scores=[], benchmarks=results.benchmarks[2:])) == []
 
     def test_the_callers_settings_neither_matter_nor_change(self) -> None:
-        plain = plots(sample_results())
+        one = replace(sample_results(), benchmarks=sample_results().benchmarks[:1])
+        plain = [plot.svg() for plot in plots(one)]
         with matplotlib.rc_context({"figure.facecolor": "black", "font.size": 30}):
             before = dict(matplotlib.rcParams)
-            assert plots(sample_results()) == plain
+            assert [plot.svg() for plot in plots(one)] == plain
             assert dict(matplotlib.rcParams) == before
 
     def test_pyplot_is_not_touched_and_the_extra_is_named(self) -> None:
