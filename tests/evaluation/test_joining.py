@@ -37,7 +37,7 @@ def no_plots() -> Iterator[None]:
     """They are tested elsewhere, and take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         for place in ("outputs", "page"):
-            patch.setattr(f"longclip_hf.evaluation.{place}.plots", lambda _: [])
+            patch.setattr(f"longclip_hf.evaluation.{place}.plots", lambda *_: [])
         yield
 
 
@@ -284,7 +284,7 @@ def test_latex_is_whole_and_escaped() -> None:
     scores = [replace(s, model=name) if s.model == results.models[0].name else s for s in results.scores]
     differences = [replace(d, reference=name) for d in results.differences]
     text = latex_tables(replace(results, models=models, scores=scores, differences=differences))
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\begin{tabular}") == 6
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\begin{tabular}") == 7
     assert r"a\_b \& 50\% \textbackslash{}x\{\$\textasciicircum{}\textasciitilde{}\#\}" in text
     assert r"    Image to text, R@1 & 68.1 {\scriptsize [65.2, 71.0]} & 67.4 {\scriptsize [64.5, 70.3]}" in text
     assert r"\textbf{+10.8} {\scriptsize [+9.6, +12.0]}" in text and "$-$0.7" in text
