@@ -25,6 +25,7 @@ from modeling_longclip.compat import features
 
 QUICK = ["--resamples", "100", "--device", "cpu"]
 ROWS = 12
+FILES = {"recall": ("png", "svg"), "lengths": ("png", "svg"), "report": ("csv", "md", "tex")}  # without a curve
 LONG = "It stands beside a wide road with trees, and people walk by. " * 8  # beyond 77 tokens, not beyond 248
 
 
@@ -196,7 +197,8 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_one(longclip_folder: Pat
     assert run.main([str(word) for word in [*given, "--html"]]) == 0
     assert run.main([str(word) for word in [*given, "--no_effective_length", "--replace"]]) == 0
     left = {file.name for file in (tmp_path / "out").iterdir() if file.is_file()}
-    assert left == {"mine.txt", "results.json", "report.md", "report.csv", "report.tex", "recall.png", "lengths.png"}
+    written = {f"{name}.{end}" for name, ends in FILES.items() for end in ends}
+    assert left == {"mine.txt", "results.json"} | written
     notes = read_results(tmp_path / "out" / "results.json").benchmarks[0].notes
     assert "images in the folder that no row names, left out: 1" in notes, notes
 
@@ -227,7 +229,7 @@ class TestOutputs:
         (out / "report.html").write_text("mine")  # this run writes none
         assert run.main(given) == 0
         first = read_results(out / "results.json")
-        assert first.files == ["lengths.png", "recall.png", "report.csv", "report.md", "report.tex"]
+        assert first.files == sorted(f"{name}.{end}" for name, ends in FILES.items() for end in ends)
         (out / "effective_length.png").write_text("mine")
         assert run.main(given) == 2  # it could be written: that depends on the data
         (out / "effective_length.png").rename(out / "another.png")
