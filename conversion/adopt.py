@@ -215,14 +215,14 @@ def write_folder(
             "values": parity.prove_same_tensors(written, checkpoint.tensors, target),
             "token ids": same_ids,
         }
-        named = Path(checkpoint.source).expanduser()
+        place = Path(checkpoint.source).expanduser()
         if is_long:
             license_ = checkpoint.license()
-            is_local = named.exists()
+            is_local = place.exists()
             origin.write_long_card(
                 work,
                 config,
-                source=named.resolve().name if is_local else checkpoint.source,
+                source=place.resolve().name if is_local else checkpoint.source,
                 long_class=long_class,
                 repository=None if is_local else "/".join(checkpoint.source.split("/")[:2]),  # without the file's name
                 license=license_,

@@ -11,8 +11,10 @@ from transformers import CLIPConfig
 from longclip_hf.conversion import key_map, layouts, parity
 from longclip_hf.conversion.checkpoint import read_checkpoint
 from longclip_hf.conversion.conversions import LAYOUTS, ConversionReport
+from longclip_hf.conversion.encoders import HEAD_WIDTH
 from longclip_hf.conversion.open_clip_config import OPEN_CLIP_CONFIG, open_clip_config
 from longclip_hf.conversion.settings import read_settings
+from longclip_hf.conversion.single_file import write_text_encoder
 from longclip_hf.conversion.tensors import as_stored, load_torch, read_safetensors, write_safetensors
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import new_file, new_folder, write_json
@@ -31,7 +33,7 @@ def convert_back(
         output: the new file for `"original"`: both tables of Long-CLIP, as its released code loads them, or OpenAI's
             one, for 77 positions. The new folder for `"open_clip"`: `open_clip_model.safetensors` with one table, and
             `open_clip_config.json`. It appears whole or not at all.
-        layout: `"original"` or `"open_clip"`.
+        layout: `"original"`, `"open_clip"`, or `"comfyui"` for the text tower alone in one file.
         revision: branch, tag or commit of a Hub id.
         overwrite: replace an existing `output`.
 
@@ -41,6 +43,8 @@ def convert_back(
     """
     if layout not in LAYOUTS:
         raise ConversionError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    if layout == "comfyui":
+        return write_text_encoder(source, output, revision=revision, overwrite=overwrite)
     output = Path(output)
     began = time.perf_counter()
     checkpoint = read_checkpoint(source, revision, stretched=True)
@@ -113,10 +117,9 @@ def _check_released_code(source: str, config: CLIPConfig) -> None:
     """
     found = []
     for name, tower in (("text", config.text_config), ("image", config.vision_config)):
-        if tower.num_attention_heads * layouts.HEAD_WIDTH != tower.hidden_size:
+        if tower.num_attention_heads * HEAD_WIDTH != tower.hidden_size:
             found.append(
-                f"{tower.num_attention_heads} {name} heads at width {tower.hidden_size}, not width / "
-                f"{layouts.HEAD_WIDTH}"
+                f"{tower.num_attention_heads} {name} heads at width {tower.hidden_size}, not width / {HEAD_WIDTH}"
             )
         if tower.intermediate_size != MLP_RATIO * tower.hidden_size:
             found.append(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LAYOUTS = ("original", "open_clip")
+LAYOUTS = ("original", "open_clip", "comfyui")
 # The mean and standard deviation of each channel, of values in 0 ... 1, by OpenCLIP's names (its constants.py).
 IMAGE_STATISTICS = {
     "openai": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),

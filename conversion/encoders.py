@@ -63,7 +63,7 @@ NAMINGS = (
     Naming("original", "positional_embedding", "token_embedding.weight"),
 )  # fmt: skip
 # Index buffers, and a mask: CLIP makes them itself.
-_MADE = ("text_model.embeddings.position_ids", "embeddings.position_ids", "vision_model.embeddings.position_ids",
+MADE = ("text_model.embeddings.position_ids", "embeddings.position_ids", "vision_model.embeddings.position_ids",
          "attn_mask")  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def original_names(encoder: Encoder, tensors: Mapping[str, torch.Tensor]) -> tup
         ConversionError: for names that are unknown or missing, or stand there twice.
     """
     plain = {name.removeprefix(encoder.prefix): tensors[name] for name in encoder.names}
-    left_out = [name for name in _MADE if plain.pop(name, None) is not None]
+    left_out = [name for name in MADE if plain.pop(name, None) is not None]
     if encoder.text_alone and plain.pop("logit_scale", None) is not None:
         left_out.append("logit_scale")
     plain = folded(plain)

@@ -10,6 +10,8 @@
     python conversion/original.py path/to/folder --output long-clip      # a stock one of 248 positions
     python conversion/original.py long-clip --to original --output longclip.pt
     python conversion/original.py long-clip --to open_clip --output open-clip
+    python conversion/original.py long-clip --to comfyui --output clip_l.safetensors
+    python conversion/original.py long-clip --into model.safetensors --output new.safetensors    # a whole checkpoint
 
 A released Long-CLIP has two tables of text positions: rows 0 ... 19 are read from the first, the others from the
 second, which was trained. They become one table with exactly the rows that are read. Sizes come from the shapes; every
@@ -263,7 +265,12 @@ def _parser() -> CommandParser:
     parser.add_argument("--output", type=Path, required=True, help="the new folder; a file with --to original")
     parser.add_argument(
         "--to", choices=LAYOUTS,
-        help="the other way: write a folder as a .pt of the original's code, or as a folder of OpenCLIP",
+        help="the other way: write a folder as a .pt of the original's code, as a folder of OpenCLIP, or its text "
+        "tower as one file of ComfyUI",
+    )  # fmt: skip
+    parser.add_argument(
+        "--into", type=Path, metavar="FILE",
+        help="the other way: write this whole checkpoint (.safetensors) anew, with the text tower of a folder",
     )  # fmt: skip
     parser.add_argument(
         "--tokenizer", "--processor", metavar="ID_OR_DIR",
@@ -322,7 +329,14 @@ def main(args: list[str] | None = None) -> int:
 
     def work() -> None:
         console, _ = consoles(options.quiet)
-        if options.to is not None:
+        if options.into is not None:
+            refuse(tuple(name for name in (*forth, "to") if name != "encoder"), "--into writes a folder's text tower.")
+            from longclip_hf.conversion.single_file import write_into
+
+            report = write_into(
+                options.source, options.into, options.output, encoder=options.encoder, **common
+            )  # fmt: skip
+        elif options.to is not None:
             refuse(forth, f"--to {options.to} reads a folder, which says all that is needed.")
             from longclip_hf.conversion.back import convert_back
 

@@ -221,7 +221,7 @@ def write_safetensors(
                 stream.flush()
                 on_bytes(piece.nbytes)
             else:
-                _copy_range(*piece, stream, on_bytes)
+                copy_range(*piece, stream, on_bytes)
 
 
 def _pieces(
@@ -247,7 +247,14 @@ def _pieces(
         yield run
 
 
-def _copy_range(source: Path, offset: int, count: int, stream: BinaryIO, on_bytes: Callable[[int], None]) -> None:
+def copy_range(
+    source: Path, offset: int, count: int, stream: BinaryIO, on_bytes: Callable[[int], None] = lambda count: None
+) -> None:
+    """Appends `count` bytes of `source` from `offset` on to `stream`, in the kernel where it can.
+
+    Raises:
+        ConversionError: if `source` became shorter meanwhile.
+    """
     in_kernel = hasattr(os, "copy_file_range")
     with source.open("rb") as origin:
         while count:

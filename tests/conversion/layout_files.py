@@ -15,8 +15,8 @@ def text_tower(
     width: int = 64, rows: int = 77, vocab_size: int = 759, layers: int = 2, mlp: int = 256, seed: int = 0
 ) -> State:
     """A random text tower under OpenAI's names, with its projection."""
-    torch.manual_seed(seed)
-    whole = random_state((width, mlp, layers), (64, 128, 1), (32, 16), width, vocab_size, rows=rows, tables=1)
+    sizes = ((width, mlp, layers), (64, 128, 1), (32, 16), width, vocab_size)
+    whole = random_state(*sizes, rows=rows, tables=1, seed=seed)
     return {name: tensor for name, tensor in whole.items() if not name.startswith(("visual.", "logit_scale"))}
 
 
