@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-EXTRAS = ("dev", "train", "evaluate", "diffusion", "export", "docs")  # those of tox.ini
+EXTRAS = ("dev", "train", "evaluate", "diffusion", "export", "docs", "search")  # those of tox.ini
 TORCHS_OWN = re.compile(r"(torch|triton|cuda-[\w-]+|nvidia-[\w-]+)==")
 PINNED = re.compile(r"[a-z0-9-]+==[\w.!+]+")
 

@@ -320,7 +320,7 @@ class Encoder:
                 problems += failed
                 if not rows:
                     continue
-                part = self._forward(tower, inputs)
+                part = self.forward(tower, inputs)
                 if bad := [name(row) for row, good in zip(rows, part.isfinite().all(1), strict=True) if not good]:
                     problems += [f"the {tower} features of {what} are not finite, in {self.dtype}" for what in bad]
                     break  # they all may be; the other processes' shares are not lost
@@ -332,7 +332,8 @@ class Encoder:
         return self._whole(embeds, len(keys))
 
     @torch.inference_mode()
-    def _forward(self, tower: Tower, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, tower: Tower, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Features of one batch, of shape `(rows, dim)`, float32 on the CPU; `inputs` as the processor gives them."""
         placed = {
             key: value.to(self.device, self.model.dtype if value.is_floating_point() else value.dtype)
             for key, value in inputs.items()
@@ -383,6 +384,10 @@ class _ImageBatches(Dataset[Loaded]):
                 images.append(image)
         if not images:
             return [], {}, failed
-        # Without its format, a picture 3 pixels high would be taken for one whose channels come first.
-        inputs = self.image_processor(images=images, input_data_format="channels_last", return_tensors="pt")
-        return decoded, dict(inputs), failed
+        return decoded, image_inputs(self.image_processor, images), failed
+
+
+def image_inputs(image_processor: Any, images: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """What a model reads of RGB images."""
+    # Without its format, a picture 3 pixels high would be taken for one whose channels come first.
+    return dict(image_processor(images=images, input_data_format="channels_last", return_tensors="pt"))

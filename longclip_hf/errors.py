@@ -50,6 +50,10 @@ class EncodingError(LongCLIPError):
     """A checkpoint, text or image that cannot be encoded."""
 
 
+class SearchError(LongCLIPError):
+    """Embeddings or an index that cannot be made, added to or searched."""
+
+
 class JSONListError(LongCLIPError):
     """A file that is no JSON list of objects, or a broken one: the message says where."""
 

@@ -192,6 +192,29 @@ def _lock(place: Path) -> int | None:
     return descriptor
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """While this lasts, no other process gets into the same for the same folder.
+
+    Raises:
+        FileError: if one is in it.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileError(f"Another process writes to {folder}. Wait for its end, or stop it.") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes beside `path` and renames, so that no reader and no killed process meets half a file.
 

@@ -84,6 +84,8 @@ PROJECT = [
     "longclip_hf.training.trainer",
     "longclip_hf.evaluation.run",
     "longclip_hf.evaluation.encoding",
+    "longclip_hf.search.embedding",
+    "longclip_hf.search.tables",
 ]
 READ_WHEN_IMPORTED = ("HF_", "HUGGING", "TRANSFORMERS_")
 

@@ -28,10 +28,16 @@ DIRECTIONS = {
     "conversion": {"modeling_longclip", "longclip_hf"},
     "evaluation": {"modeling_longclip", "longclip_hf"},
     "training": {"modeling_longclip", "longclip_hf", "evaluation"},
-    "examples": {"modeling_longclip", "longclip_hf", "conversion", "training", "evaluation"},
-    "benchmarks": {"modeling_longclip", "longclip_hf", "conversion", "training", "evaluation", "examples"},
+    "search": {"modeling_longclip", "longclip_hf", "evaluation"},
+    "examples": {"modeling_longclip", "longclip_hf", "conversion", "training", "evaluation", "search"},
+    "benchmarks": {"modeling_longclip", "longclip_hf", "conversion", "training", "evaluation", "search", "examples"},
 }
-INSTALLED = ("conversion", "evaluation", "training")  # folder X is imported as longclip_hf.X, and by no other name
+INSTALLED = (
+    "conversion",
+    "evaluation",
+    "search",
+    "training",
+)  # folder X is imported as longclip_hf.X, and by no other name
 # Module -> modules of the project that it must not import: mathematics never touches the process group.
 PURE = {
     "training/losses.py": {"training.gathering", "training.trainer"},
@@ -205,7 +211,7 @@ def test_versions_of_transformers_are_known_in_one_place(file: Path) -> None:
 # Commands. `load_check.py` is run by one of them, in a process that knows nothing of the project.
 SCRIPTS = [
     file
-    for file in files_of("conversion", "training", "evaluation")
+    for file in files_of("conversion", "training", "evaluation", "search")
     if "__main__" in file.read_text() and file.name != "load_check.py"
 ]
 

@@ -27,7 +27,7 @@ def requirements() -> list[Requirement]:
     """What setup.cfg asks for, with the extras that the tests install; torch is the Makefile's TORCH."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
-    extras = ("dev", "train", "evaluate", "diffusion", "export")
+    extras = ("dev", "train", "evaluate", "diffusion", "export", "search")
     texts = [parser["options"]["install_requires"], *(parser["options.extras_require"][extra] for extra in extras)]
     found = [Requirement(line) for text in texts for line in text.strip().splitlines() if not line.startswith("#")]
     return [requirement for requirement in found if requirement.name != "torch"]

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("installed")]
 
 ROOT = Path(__file__).parents[1]
 OURS = {"longclip_hf", "modeling_longclip"}
-SHIPPED = ("conversion", "evaluation", "longclip_hf", "modeling_longclip", "training")
+SHIPPED = ("conversion", "evaluation", "longclip_hf", "modeling_longclip", "search", "training")
 BESIDE = ("LICENSE", "MANIFEST.in", "README.md", "model_card.md", "pyproject.toml", "setup.cfg", "setup.py")
 
 
@@ -70,7 +70,7 @@ class Installed:
         # What a user's folder may hold: each would break an import if we took it for ours.
         self.packages, self.modules = folder / "packages", folder / "modules"
         self.modules.mkdir()
-        for name in ("conversion", "evaluation", "training"):
+        for name in ("conversion", "evaluation", "search", "training"):
             (self.packages / name).mkdir(parents=True)
             for file in (self.packages / name / "__init__.py", self.modules / f"{name}.py"):
                 file.write_text("raise RuntimeError('the user\\'s own')\n", encoding="utf-8")

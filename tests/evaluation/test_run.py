@@ -119,7 +119,7 @@ def test_a_second_run_encodes_nothing(
     def never(*_: Any) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr("longclip_hf.evaluation.encoding.Encoder._forward", never)
+    monkeypatch.setattr("longclip_hf.evaluation.encoding.Encoder.forward", never)
     given = [clip_folder, longclip_folder, "--benchmark", photos, "--output", tmp_path, *QUICK]
     assert run.main([str(word) for word in [*given, "--cache", output / "features"]]) == 0
     again = read_results(tmp_path / "results.json")

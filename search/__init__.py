@@ -1,0 +1,1 @@
+"""From images and texts to a table of embeddings, an index and an answer."""
