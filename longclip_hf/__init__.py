@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from longclip_hf.evaluation.encoding import Encoder
     from longclip_hf.evaluation.retrieval import retrieval_ranks
     from longclip_hf.results import read_results
+    from longclip_hf.search.search_index import SearchIndex
     from longclip_hf.training.arguments import LongCLIPTrainingArguments
     from longclip_hf.training.collator import CaptionCollator
     from longclip_hf.training.components import primary_components
@@ -67,6 +68,7 @@ _HOMES = {
     "LongCLIPTrainingArguments": "longclip_hf.training.arguments",
     "LongOnlyLoss": "longclip_hf.training.sentence_losses",
     "PrimaryComponentLoss": "longclip_hf.training.sentence_losses",
+    "SearchIndex": "longclip_hf.search.search_index",
     "UndistinguishedLoss": "longclip_hf.training.sentence_losses",
     "__version__": "modeling_longclip",
     "blend": "longclip_hf.conversion.blend",

@@ -234,7 +234,7 @@ def test_an_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert index.main(words) == 0
     printed = capsys.readouterr().out
     made = read_indices(tmp_path / "table")["image_vector"]
-    assert made.rows == 4000 and made.partitions == 16 and made.sub_vectors == 4 and made.bits == 8
+    assert made.rows == 4000 and made.partitions == 16 and made.sub_vectors == 4 and made.bits == 4
     assert made.recall >= 0.95 and made.filtered_recall >= 0.95 and f"recall@10 {made.recall:.3f}" in printed
 
     table = lancedb.connect(str(tmp_path / "table")).open_table("rows")
