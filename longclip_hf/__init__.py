@@ -93,10 +93,10 @@ _HOMES = {
 __all__ = [
     "BoundedLoss", "CaptionCollator", "Encoder", "HiMoLoss", "LongCLIPConfig", "LongCLIPError", "LongCLIPModel",
     "LongCLIPTextConfig", "LongCLIPTextModel", "LongCLIPTextModelWithProjection", "LongCLIPTrainer",
-    "LongCLIPTrainingArguments", "LongOnlyLoss", "PrimaryComponentLoss", "UndistinguishedLoss", "__version__", "blend",
-    "bounded_loss", "classification_ranks", "contrastive_loss", "convert", "convert_back", "convert_diffusion",
-    "effective_length", "export", "load_benchmark", "long_only_loss", "primary_component_loss", "primary_components",
-    "read_results", "retrieval_ranks", "stretch", "stretch_positions", "undistinguished_loss",
+    "LongCLIPTrainingArguments", "LongOnlyLoss", "PrimaryComponentLoss", "SearchIndex", "UndistinguishedLoss",
+    "__version__", "blend", "bounded_loss", "classification_ranks", "contrastive_loss", "convert", "convert_back",
+    "convert_diffusion", "effective_length", "export", "load_benchmark", "long_only_loss", "primary_component_loss",
+    "primary_components", "read_results", "retrieval_ranks", "stretch", "stretch_positions", "undistinguished_loss",
 ]  # fmt: skip
 
 

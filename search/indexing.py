@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from longclip_hf.errors import FileError
+from longclip_hf.search.lookup import MEASURED_K as K
 from longclip_hf.search.lookup import Index, Tuning, nearest
 
 EXACT_BELOW = 50_000
-K = 10
 _ROWS_A_PARTITION = 4096
 _MANY = 10_000_000
 _FILTER = ("row % 10 = 3", lambda row: row % 10 == 3)  # a tenth of the rows

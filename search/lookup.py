@@ -12,6 +12,7 @@ from longclip_hf.files import load_json, write_atomically
 if TYPE_CHECKING:
     import numpy as np
 
+MEASURED_K = 10  # recall@10
 INDEX_FILE = "index.json"
 _QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
 
@@ -22,7 +23,7 @@ class Tuning:
 
     Args:
         probes: partitions that are read at least; under a filter more, until there are enough rows.
-        refine: so many times the wanted rows are compared by their whole vectors.
+        refine: so many times the wanted rows, and at least so many times ten, are compared by their whole vectors.
     """
 
     probes: int
@@ -100,7 +101,8 @@ def nearest(
         query = query.bypass_vector_index()
     else:
         # No upper limit: a filter can leave few rows of the nearest partitions.
-        query = query.minimum_nprobes(tuning.probes).maximum_nprobes(0).refine_factor(tuning.refine)
+        query = query.minimum_nprobes(tuning.probes).maximum_nprobes(0)
+        query = query.refine_factor(-(-tuning.refine * max(k, MEASURED_K) // k))
     shown = [name for name in table.schema.names if not name.endswith("_vector")]
     try:
         return query.select([*shown, "_distance"]).to_arrow()
