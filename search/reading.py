@@ -64,9 +64,7 @@ def open_source(
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(
-            'Sources are read with the package `datasets`: pip install "longclip-hf[search]"'
-        ) from error
+        raise ImportError('Sources are read with the package `datasets`: pip install "longclip-hf[search]"') from error
     path = Path(name).expanduser()
     files = ImageFiles.of(str(path) if path.exists() else name, image_root, image_access)
     try:
