@@ -23,6 +23,7 @@ PAGES = {
     "conversion": ("Stretch and convert", ("longclip_hf.conversion",)),
     "training": ("Train", ("longclip_hf.training",)),
     "evaluation": ("Evaluate", ("longclip_hf.evaluation", "longclip_hf.results", "longclip_hf.errors")),
+    "search": ("Search", ("longclip_hf.search",)),
 }
 
 
@@ -40,7 +41,7 @@ def copy_packages() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     placed = dict(line.split(" = ") for line in setup["options"]["package_dir"].strip().splitlines())
-    for package in setup["options"]["packages"].split(", "):
+    for package in setup["options"]["packages"].split():
         target = PACKAGES / package.replace(".", "/")
         shutil.copytree(ROOT / placed.get(package, package), target, ignore=shutil.ignore_patterns("__pycache__"))
 

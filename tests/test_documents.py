@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("modeling_longclip", "longclip_hf", "conversion", "training", "evaluation")
+SOURCES = ("modeling_longclip", "longclip_hf", "conversion", "training", "evaluation", "search")
 QUOTED = re.findall(r'^\| "([^"]+)" \|', (ROOT / "docs" / "errors.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
