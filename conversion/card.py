@@ -14,7 +14,7 @@ from longclip_hf.conversion.folder import render_card
 from longclip_hf.conversion.hub import CARD_RECORD
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import read_json
-from longclip_hf.results import DIRECTIONS, METRICS, Model, Results, Score, Value, is_share, read_results
+from longclip_hf.results import DIRECTIONS, METRICS, Model, Results, Score, Value, is_rank, is_share, read_results
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH
 
 RELATIONS = ("finetune", "merge", "quantized")  # the Hub's words for how a model comes from its base model
@@ -33,8 +33,21 @@ _METRIC_TYPES = {
     "top1": "accuracy",
     "top5": "top_5_accuracy",
     "mean_per_class_recall": "mean_per_class_recall",
+    "r1_first_dropped": "recall_at_1_without_first_sentence",
+    "r1_first_moved": "recall_at_1_with_first_sentence_last",
+    "r1_half_drawn": "recall_at_1_of_half_of_the_sentences",
+    "himo": "himo_at_k",
+    "himo_rises": "himo_at_k_rises",
+    "text_score": "text_score",
+    "image_score": "image_score",
+    "group_score": "group_score",
+    "choice": "accuracy",
 }
-_TASKS = {"retrieval": "image-text-retrieval", "classification": "zero-shot-image-classification"}
+_TASKS = {
+    "retrieval": "image-text-retrieval",
+    "choice": "image-text-retrieval",
+    "classification": "zero-shot-image-classification",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,8 @@ class Measure:
     high: float | None
 
     def __str__(self) -> str:
-        return _with_interval(self.value, self.low, self.high, 1)
+        correlation = not is_share(self.key) and not is_rank(self.key)
+        return _with_interval(self.value, self.low, self.high, 2 if correlation else 1)
 
 
 @dataclass(frozen=True)
@@ -307,7 +321,7 @@ def _evaluation(file: Path, results: Results, model: Model, score: Score) -> Eva
             if (tokens := score.effective_length.effective.get(side)) is not None:
                 shown = _with_interval(tokens.value, tokens.low, tokens.high, 0)
                 rows.append((f"{direction}, effective length in tokens", shown))
-    counted = "captions" if benchmark.kind == "retrieval" else "classes"
+    counted = "classes" if benchmark.kind == "classification" else "captions"
     if counted == "captions":
         rows.append(("Captions cut at the model's length", f"{score.truncated:,}"))
     if score.ties:

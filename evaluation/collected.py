@@ -13,7 +13,7 @@ from longclip_hf.errors import ResultsError
 from longclip_hf.evaluation.benchmarks import BENCHMARKS, Classification, Retrieval
 from longclip_hf.evaluation.digests import image_digests
 from longclip_hf.evaluation.encoding import Encoder
-from longclip_hf.evaluation.findings import describe, evaluate, hardest_misses, with_lengths
+from longclip_hf.evaluation.findings import describe, evaluate, hardest_misses, with_texts
 from longclip_hf.evaluation.joining import (
     benchmark_conflict,
     join,
@@ -97,7 +97,9 @@ class Collected:
         for known in self.earlier.benchmarks if self.earlier else ():
             if known.name == info.name:
                 self._refuse(benchmark_conflict(known, info))
-        found = evaluate(encoder, benchmark, digests, self.bootstrap, not self.options.no_effective_length)
+        found = evaluate(
+            encoder, benchmark, digests, self.bootstrap, not self.options.no_effective_length, self.options.sentences
+        )
         seconds = time.perf_counter() - began
         if is_first_process():
             self.store.write(self.models[-1], info, self._prepared(), found.measured)
@@ -107,7 +109,7 @@ class Collected:
                 right = None if measured is None else (reference.name, measured)
                 misses = hardest_misses(name, encoder, benchmark, found, self.options.misses, right)
                 self.store.write_misses(self.models[-1], info, self._prepared(), misses)
-        self.infos[info.name] = info if info.lengths else with_lengths(info, found.lengths)
+        self.infos.setdefault(info.name, with_texts(info, found))
         values, ties = dict(found.measured.values), found.measured.ties
         curve = found.effective_length
         self.scores.append(Score(name, benchmark.name, values, ties, found.truncated, seconds, curve))

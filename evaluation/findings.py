@@ -16,19 +16,23 @@ from longclip_hf.evaluation.benchmarks import Benchmark, Classification, Retriev
 from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
 from longclip_hf.evaluation.effective_length import default_lengths
 from longclip_hf.evaluation.encoding import Encoder
+from longclip_hf.evaluation.long_text import VARIANTS, changed, growing, monotony
 from longclip_hf.evaluation.misses import Item, Miss, Misses, Text, thumbnail
 from longclip_hf.evaluation.retrieval import Ranks, retrieval_ranks
 from longclip_hf.evaluation.scores import (
     Bootstrap,
     Measured,
+    both,
     hardest,
     measure_classification,
     measure_lengths,
     measure_retrieval,
+    measure_sentences,
     most_similar,
 )
 from longclip_hf.images import decode_image
 from longclip_hf.results import BenchmarkInfo, Direction, EffectiveLength
+from longclip_hf.sentences import sentences
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Found:
         ranks: by direction; of a classification, `i2t` of images among classes.
         image_embeds, text_embeds: features; of a classification, those of the classes.
         lengths: tokens of each caption before truncation; empty for a classification.
+        notes: what a reader must know of the benchmark, which shows only here.
     """
 
     measured: Measured
@@ -51,6 +56,7 @@ class Found:
     image_embeds: torch.Tensor
     text_embeds: torch.Tensor
     lengths: torch.Tensor
+    notes: Sequence[str] = ()
 
 
 def evaluate(
@@ -59,6 +65,7 @@ def evaluate(
     digests: Sequence[bytes],
     bootstrap: Bootstrap,
     lengths: bool = True,
+    by_sentences: bool = False,
 ) -> Found:
     """Encodes and measures.
 
@@ -68,15 +75,21 @@ def evaluate(
         digests: of its images, `longclip_hf.evaluation.digests.image_digests`.
         bootstrap: of the intervals.
         lengths: with the curve of effective length, for retrieval.
+        by_sentences: with the figures of `longclip_hf.evaluation.long_text`, for retrieval.
     """
     image_embeds = encoder.encode_images(benchmark.images, digests)
     if isinstance(benchmark, Retrieval):
-        return _retrieval(encoder, benchmark, image_embeds, bootstrap, lengths)
+        return _retrieval(encoder, benchmark, image_embeds, bootstrap, lengths, by_sentences)
     return _classification(encoder, benchmark, image_embeds, bootstrap)
 
 
 def _retrieval(
-    encoder: Encoder, benchmark: Retrieval, image_embeds: torch.Tensor, bootstrap: Bootstrap, lengths: bool
+    encoder: Encoder,
+    benchmark: Retrieval,
+    image_embeds: torch.Tensor,
+    bootstrap: Bootstrap,
+    lengths: bool,
+    by_sentences: bool,
 ) -> Found:
     image_of = torch.tensor(benchmark.image_of)
     group_of = None if benchmark.group_of is None else torch.tensor(benchmark.group_of)
@@ -97,7 +110,36 @@ def _retrieval(
         stacked = {way: torch.stack(found) for way, found in hits.items()}
         curve = measure_lengths(stacked, grid, image_of, bootstrap, group_of)
     measured = measure_retrieval(ranks, image_of, bootstrap, group_of)
-    return Found(measured, texts.truncated, curve, ranks, image_embeds, texts.embeds, texts.lengths)
+    notes = []
+    if by_sentences:
+        several = [row for row, caption in enumerate(benchmark.captions) if len(sentences(caption)) > 1]
+        if several:
+            measured = both(measured, _sentences(encoder, benchmark, image_embeds, several, bootstrap))
+        if single := len(benchmark.captions) - len(several):
+            notes.append(f"captions of one sentence, which has no HiMo@K and no first one to drop: {single}")
+    return Found(measured, texts.truncated, curve, ranks, image_embeds, texts.embeds, texts.lengths, notes)
+
+
+def _sentences(
+    encoder: Encoder,
+    benchmark: Retrieval,
+    image_embeds: torch.Tensor,
+    several: Sequence[int],
+    bootstrap: Bootstrap,
+) -> Measured:
+    """Captions with their sentences changed, and those of `several` sentences as they grow."""
+    image_of = torch.tensor(benchmark.image_of)
+    hits: dict[Direction, dict[str, torch.Tensor]] = {"i2t": {}, "t2i": {}}
+    for variant in VARIANTS:
+        embeds = encoder.encode_texts(changed(benchmark.captions, variant)).embeds
+        for side, ranks in retrieval_ranks(image_embeds, embeds, image_of).items():
+            hits[side][variant] = ranks.hits(1)
+    grown = [growing(benchmark.captions[row]) for row in several]
+    embeds = encoder.encode_texts([text for texts in grown for text in texts]).embeds
+    rows = torch.tensor(several)
+    himo = monotony(image_embeds[image_of[rows]], embeds, [len(texts) for texts in grown])
+    group_of = None if benchmark.group_of is None else torch.tensor(benchmark.group_of)
+    return measure_sentences(hits, himo, rows, image_of, bootstrap, group_of)
 
 
 def _classification(
@@ -156,13 +198,14 @@ def describe(
     )
 
 
-def with_lengths(info: BenchmarkInfo, lengths: torch.Tensor) -> BenchmarkInfo:
-    """The same with the token lengths of its captions, where there are any."""
-    if not len(lengths):
-        return info
-    few = int((lengths < 5).sum())  # start and end of text among them
-    notes = [*info.notes, *([f"captions with fewer than 3 tokens: {few}"] if few else [])]
-    return replace(info, notes=notes, lengths=lengths.bincount().tolist())
+def with_texts(info: BenchmarkInfo, found: Found) -> BenchmarkInfo:
+    """The same with what a model showed of its captions: their lengths in tokens, and notes."""
+    notes = [*info.notes, *found.notes]
+    if not len(found.lengths):
+        return replace(info, notes=notes)
+    if few := int((found.lengths < 5).sum()):  # start and end of text among them
+        notes.append(f"captions with fewer than 3 tokens: {few}")
+    return replace(info, notes=notes, lengths=found.lengths.bincount().tolist())
 
 
 def hardest_misses(

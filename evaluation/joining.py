@@ -6,7 +6,7 @@ from dataclasses import replace
 from longclip_hf.errors import ResultsError
 from longclip_hf.evaluation.query_store import QueryStore, prepared_of
 from longclip_hf.evaluation.scores import Bootstrap, differences
-from longclip_hf.results import BenchmarkInfo, Difference, Model, Results, Run, Score, is_share
+from longclip_hf.results import BenchmarkInfo, Difference, Model, Results, Run, Score, is_rank
 
 
 def model_conflict(first: Model, second: Model) -> str | None:
@@ -173,7 +173,7 @@ def with_differences(results: Results, store: QueryStore, bootstrap: Bootstrap) 
         known = there.pop((score.model, score.benchmark), [])
         to_first = [d for d in known if d.reference == reference.name]
         both = score.metrics.keys() & of_first.get(score.benchmark, {}).keys()
-        lacking = {metric for metric in both if is_share(metric)} - {d.metric for d in to_first if d.p is not None}
+        lacking = {metric for metric in both if not is_rank(metric)} - {d.metric for d in to_first if d.p is not None}
         if score.model != reference.name and lacking:
             info = infos[score.benchmark]
             sides = [store.read(model, info, prepared) for model in (models[score.model], reference)]

@@ -67,6 +67,11 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument(
         "--no_effective_length", action="store_true", help="do not encode captions again at 10, 20, 30 ... tokens"
     )
+    parser.add_argument(
+        "--sentences", action="store_true",
+        help="encode captions again without their first sentence, with it last, with half of their sentences, and "
+        "sentence by sentence (HiMo@K)",
+    )  # fmt: skip
     source = parser.add_argument_group("a source of your own")
     source.add_argument("--image_column", metavar="NAME", help="default: image")
     source.add_argument("--caption_column", nargs="+", metavar="NAME", help="default: caption")

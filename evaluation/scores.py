@@ -17,7 +17,7 @@ from longclip_hf.evaluation.intervals import (
 )
 from longclip_hf.evaluation.retrieval import Ranks
 from longclip_hf.evaluation.significance import sign_flip_p
-from longclip_hf.results import Difference, Direction, EffectiveLength, Value, is_share
+from longclip_hf.results import Difference, Direction, EffectiveLength, Value, is_rank
 
 PER_CLASS = "mean_per_class_recall"
 KS = {"retrieval": (1, 5, 10), "classification": (1, 5)}
@@ -75,6 +75,44 @@ def measure_retrieval(
         queries |= theirs
         groups |= dict.fromkeys(theirs, alike[direction])
     return _measured(queries, groups, sum(int((found.tied > 0).sum()) for found in ranks.values()), bootstrap)
+
+
+def measure_sentences(
+    hits: Mapping[Direction, Mapping[str, torch.Tensor]],
+    himo: tuple[torch.Tensor, torch.Tensor],
+    captions: torch.Tensor,
+    image_of: torch.Tensor,
+    bootstrap: Bootstrap = Bootstrap(),
+    group_of: torch.Tensor | None = None,
+) -> Measured:
+    """What `longclip_hf.evaluation.long_text` says of a model's captions.
+
+    Args:
+        hits: for each direction and each of its `VARIANTS`, whether each query found its own.
+        himo: HiMo@K and the share of rises, of shape `(captions of two sentences or more,)`.
+        captions: which those are.
+        image_of: the image of each caption.
+        bootstrap: of the intervals.
+        group_of: the group of each image, where images are alike.
+    """
+    alike = clusters(image_of, group_of)
+    queries = {
+        f"{side}_r1_{variant}": found.double().cpu() for side, own in hits.items() for variant, found in own.items()
+    }
+    groups = {metric: alike["i2t" if metric.startswith("i2t") else "t2i"] for metric in queries}
+    of_captions = alike["t2i"]
+    assert of_captions is not None
+    queries |= {"himo": himo[0], "himo_rises": himo[1]}
+    groups |= dict.fromkeys(("himo", "himo_rises"), of_captions[captions])
+    return _measured(queries, groups, 0, bootstrap)
+
+
+def both(first: Measured, second: Measured) -> Measured:
+    """The metrics of both."""
+    return Measured(
+        {**first.queries, **second.queries}, {**first.groups, **second.groups}, {**first.values, **second.values},
+        first.ties + second.ties, first.labels,
+    )  # fmt: skip
 
 
 def measure_classification(ranks: Ranks, labels: torch.Tensor, bootstrap: Bootstrap = Bootstrap()) -> Measured:
@@ -186,13 +224,13 @@ def differences(
     benchmark: str,
     bootstrap: Bootstrap = Bootstrap(),
 ) -> list[Difference]:
-    """`model` minus `reference` in every share that both have, on the same queries, with paired intervals and tests.
+    """`model` minus `reference` on the same queries, with paired intervals and tests: every metric of both but ranks.
 
     Pairing takes out what makes a query hard for both.
     """
     listed = []
     for metric, per_query in found.queries.items():
-        if is_share(metric) and metric in compared.queries:
+        if not is_rank(metric) and metric in compared.queries:
             apart, groups = per_query - compared.queries[metric], found.groups[metric]
             value = _statistic(metric, apart, groups, found.labels, bootstrap)
             weighted = apart

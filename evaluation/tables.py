@@ -14,6 +14,7 @@ from longclip_hf.results import (
     Run,
     Score,
     Value,
+    is_rank,
     is_share,
 )
 
@@ -29,6 +30,14 @@ DEFINITIONS = {
     "Effective length": "every caption is cut to n tokens, the end of text kept; the smallest n beyond which R@1 "
     "grows slowly: by at most 0.35 of the pace per token of the whole curve. ≥ where it grows up to the last n, – "
     "where it does not rise. It is one number of a curve: look at the curve.",
+    "Sentences": "R@1 again, of captions without their first sentence (often the summary), with it at the end, and of "
+    "half of their sentences, drawn once, in their order; captions of one sentence stay as they are.",
+    "HiMo@K": "how a caption's similarity to its image goes with its sentences: Pearson's correlation of 1, 2 ... K "
+    "with the cosines of the first sentence, the first two ... all K; the mean over captions of two sentences or "
+    "more, within −1 ... 1. And the share of sentences, from the second on, with which the cosine rises.",
+    "Choices": "of pairs of images and captions: text score, both images are nearer to their own caption than to the "
+    "other's (chance is 25 %); image score, both captions to their own image (25 %); group score, both (17 %). Of one "
+    "image and n captions: the right one is nearer than every other (1 in n). A tie is wrong.",
     "Captions cut": "captions with more tokens than the model reads, start and end of text included; it saw their "
     "beginnings only.",
     "Intervals": "in brackets, 95 %, by bootstrap over images with their captions, or over groups of images where the "
@@ -42,6 +51,12 @@ CHANCE = 0.05  # that any difference is bold where there is none
 HEADLINES = {
     "retrieval": {"i2t_r1": "image to text R@1", "t2i_r1": "text to image R@1"},
     "classification": {"top1": "top-1"},
+    "choice": {
+        "text_score": "text score",
+        "image_score": "image score",
+        "group_score": "group score",
+        "choice": "right caption",
+    },
 }
 
 
@@ -149,6 +164,8 @@ def overview(results: Results) -> Table:
     for info in results.benchmarks:
         scores = scores_of(results, info)
         for metric, label in HEADLINES[info.kind].items():
+            if info.kind == "choice" and not any(metric in score.metrics for score in scores.values()):
+                continue  # of pairs, or of captions alone
             number = _number(metric)
             shown = {name: number(s.metrics[metric].value) for name, s in scores.items() if metric in s.metrics}
             best = max(shown.values(), key=float) if len(shown) > 1 else None
@@ -212,6 +229,8 @@ def scores_of(results: Results, info: BenchmarkInfo) -> dict[str, Score]:
 
 
 def _number(metric: str, sign: str = "") -> Callable[[float], str]:
+    if not is_share(metric) and not is_rank(metric):  # a correlation
+        return lambda value: f"{value:{sign}.2f}".replace("-", "−")
     scale = 100 if is_share(metric) else 1
     return lambda value: f"{scale * value:{sign},.1f}".replace("-", "−")
 

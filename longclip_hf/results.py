@@ -30,17 +30,32 @@ METRICS: dict[str, str] = {
             "map": "mAP",
             "median_rank": "median rank",
             "mean_rank": "mean rank",
+            "r1_first_dropped": "R@1 without the first sentence",
+            "r1_first_moved": "R@1 with the first sentence last",
+            "r1_half_drawn": "R@1 of half of the sentences",
         }.items()
     },
+    "himo": "HiMo@K",
+    "himo_rises": "HiMo@K, sentences that raise the similarity",
+    "text_score": "Text score",
+    "image_score": "Image score",
+    "group_score": "Group score",
+    "choice": "Right caption chosen",
     "top1": "Top-1 accuracy",
     "top5": "Top-5 accuracy",
     "mean_per_class_recall": "Mean per-class recall",
 }
 
 
+def is_rank(metric: str) -> bool:
+    """Whether a metric counts from 1, the lower the better."""
+    return metric.endswith("_rank")
+
+
 def is_share(metric: str) -> bool:
-    """Whether a metric lies within 0 ... 1, the higher the better; the others are ranks, which count from 1."""
-    return not metric.endswith("_rank")
+    """Whether a metric lies within 0 ... 1, the higher the better. Beside ranks there is HiMo@K, a correlation within
+    -1 ... 1."""
+    return not is_rank(metric) and metric != "himo"
 
 
 @dataclass(frozen=True)
@@ -65,9 +80,9 @@ class Model:
 @dataclass(frozen=True)
 class BenchmarkInfo:
     name: str  # unique; the other tables refer to it
-    kind: Literal["retrieval", "classification"]
+    kind: Literal["retrieval", "classification", "choice"]
     images: int
-    captions: int | None  # of retrieval
+    captions: int | None  # of retrieval and choices
     classes: int | None  # of classification
     fingerprint: str  # of the data
     definition: str
@@ -251,7 +266,7 @@ def _problems(results: Results) -> Iterator[str]:
     if len(benchmarks) < len(results.benchmarks):
         yield f"benchmarks are named {[b.name for b in results.benchmarks]}, expected each named once"
     for i, info in enumerate(results.benchmarks):
-        counted = "captions" if info.kind == "retrieval" else "classes"
+        counted = "classes" if info.kind == "classification" else "captions"
         if (getattr(info, counted) or 0) < 1 or info.images < 1:
             yield f"benchmarks[{i}] ({info.name}) has no number of images and {counted}"
         if info.captions and info.lengths and sum(info.lengths) != info.captions:
@@ -294,9 +309,11 @@ def _impossible(where: str, metric: str, value: Value, difference: bool = False)
         yield f"{where} has the interval [{value.low}, {value.high}], of which one end is missing"
     elif value.low is not None and value.high is not None and value.low > value.high:
         yield f"{where} has the interval [{value.low}, {value.high}], whose ends are the wrong way round"
-    if is_share(metric) and not all((-1 if difference else 0) <= number <= 1 for number in numbers):
-        yield f"{where} is {tuple(numbers)}, expected shares within 0 ... 1, not percent"
-    if not is_share(metric) and not difference and min(numbers) < 1:
+    lowest, highest = (-1 if difference else 0, 1) if is_share(metric) else (-1 - difference, 1 + difference)
+    if not is_rank(metric) and not all(lowest <= number <= highest for number in numbers):
+        kind = "shares within 0 ... 1, not percent" if is_share(metric) else "correlations within -1 ... 1"
+        yield f"{where} is {tuple(numbers)}, expected {kind}"
+    if is_rank(metric) and not difference and min(numbers) < 1:
         yield f"{where} is {tuple(numbers)}, and ranks count from 1"
 
 

@@ -230,7 +230,7 @@ class TestEvaluations:
     def test_every_metric_of_an_evaluation_has_its_name(self) -> None:
         """In the Hub's index; those of tables are the results' own."""
         types = {key: card._metric_type(key) for key in evaluation_results.METRICS}
-        assert len(set(types.values())) == 9 and types["i2t_r1"] == types["t2i_r1"] == "recall_at_1"
+        assert len(set(types.values())) == 17 and types["i2t_r1"] == types["t2i_r1"] == "recall_at_1"
         assert (types["top1"], types["t2i_map"]) == ("accuracy", "mean_average_precision")
 
     def test_of_the_whole_sample(self, tmp_path: Path, longclip_folder: Path) -> None:

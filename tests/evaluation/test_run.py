@@ -369,6 +369,48 @@ def test_captions_are_prepared(longclip_folder: Path, tmp_path: Path) -> None:
     assert lengths[0] != lengths[1]
 
 
+def test_figures_of_sentences(longclip_folder: Path, tmp_path: Path) -> None:
+    """They join those that are there; R@1 without the first sentence is that of captions which have none."""
+    rows = make_rows(6)
+    for number, row in enumerate(rows):
+        row["caption"] = (
+            f"Sign {number}." if number == 5 else f"A sign. Its number is {number}. It is {number + 7} high."
+        )
+    dropped = [
+        row | {"caption": row["caption"] if number == 5 else row["caption"].removeprefix("A sign. ")}
+        for number, row in enumerate(rows)
+    ]
+    for name, listed in (("photos", rows), ("dropped", dropped)):
+        (tmp_path / name).mkdir()
+        imagefolder(listed, tmp_path / name)
+
+    def evaluated(source: str, *words: str) -> Results:
+        given = [longclip_folder, "--benchmark", tmp_path / source, "--output", tmp_path / f"{source}-out", *QUICK]
+        assert run.main([str(word) for word in [*given, "--no_effective_length", *words]]) == 0
+        return read_results(tmp_path / f"{source}-out" / "results.json")
+
+    plain = evaluated("photos").scores[0].metrics
+    results = evaluated("photos", "--sentences")
+    found = results.scores[0].metrics
+    assert {key: found[key] for key in plain} == plain and len(found) == len(plain) + 8
+    expected = evaluated("dropped").scores[0].metrics
+    for side in ("i2t", "t2i"):
+        assert found[f"{side}_r1_first_dropped"] == expected[f"{side}_r1"]
+    encoder = Encoder(longclip_folder, device="cpu")
+    texts = [
+        ["A sign.", f"A sign. Its number is {n}.", f"A sign. Its number is {n}. It is {n + 7} high."] for n in range(5)
+    ]
+    embeds = F.normalize(encoder.encode_texts([text for three in texts for text in three]).embeds.double(), dim=1)
+    source: Any = load_benchmark(str(tmp_path / "photos"))
+    images = F.normalize(encoder.encode_images(source.images[:5]).double(), dim=1)
+    cosines = (embeds.view(5, 3, -1) * images[:, None]).sum(2)
+    by_hand = [float(torch.corrcoef(torch.stack([torch.arange(3.0).double(), row]))[0, 1]) for row in cosines]
+    assert found["himo"].value == pytest.approx(sum(by_hand) / 5, abs=1e-6)
+    assert found["himo_rises"].value == pytest.approx(float((cosines.diff() > 0).double().mean()), abs=1e-6)
+    assert "captions of one sentence, which has no HiMo@K and no first one to drop: 1" in results.benchmarks[0].notes
+    assert "| HiMo@K " in (tmp_path / "photos-out" / "report.md").read_text()
+
+
 @pytest.mark.parametrize("captions", [1, 3])
 def test_one_image_has_no_interval_and_no_curve(
     captions: int, clip_folder: Path, longclip_folder: Path, tmp_path: Path

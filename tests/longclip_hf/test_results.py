@@ -10,7 +10,7 @@ import pytest
 from sample_results import sample_results
 
 from longclip_hf.errors import ResultsError
-from longclip_hf.results import METRICS, Results, Value, is_share, read_results, write_results
+from longclip_hf.results import METRICS, Results, Value, is_rank, is_share, read_results, write_results
 
 
 @pytest.fixture
@@ -74,12 +74,22 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(file: Path, monkeyp
 
 
 def test_shares_and_ranks() -> None:
-    assert len(METRICS) == 15
+    assert len(METRICS) == 27
     assert is_share("i2t_r1") and is_share("t2i_map") and is_share("top1")
     assert not is_share("t2i_median_rank") and not is_share("i2t_mean_rank")
+    assert is_rank("t2i_median_rank") and not is_rank("himo") and not is_share("himo") and is_share("himo_rises")
 
 
 BROKEN: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "correlation": (
+        lambda data: data["scores"][0]["metrics"].update(himo={"value": -1.5, "low": None, "high": None}),
+        r"metrics\.himo is \(-1\.5,\), expected correlations within -1 \.\.\. 1",
+    ),
+    "p": (lambda data: data["differences"][0].update(p=1.5), r"differences\[0\]\.p is 1\.5"),
+    "earlier": (
+        lambda data: data.update(earlier=[{"date": "monday", "command": "", "versions": {}, "hardware": ""}]),
+        r"earlier\[0\]\.date is 'monday', expected ISO 8601",
+    ),
     "format": (lambda data: data.update(format=2), "format is 2, and this version reads 1"),
     "missing": (lambda data: data["models"][1].pop("positions"), r"models\[1\] lacks positions"),
     "unknown": (lambda data: data.update(extra=1), "the file has the unknown extra"),
