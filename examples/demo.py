@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from examples.scenes import CLIP, RECIPE
+from modeling_longclip.defaults import CLIP_LENGTH
 
 if TYPE_CHECKING:
     from longclip_hf.results import Results, Value
@@ -167,17 +168,31 @@ def search(tuned: Path, hard: Path, query: int, picture: Path) -> dict[str, int]
         with torch.inference_mode():
             similarity: torch.Tensor = model.eval()(**inputs).logits_per_text[0]
         orders[name] = similarity.argsort(descending=True).tolist()
-    draw_ranking(caption, query, images, orders, picture)
+    offsets = processor.tokenizer(caption, return_offsets_mapping=True)["offset_mapping"]
+    read = offsets[CLIP_LENGTH - 2][1] if len(offsets) > CLIP_LENGTH else len(caption)  # the last place is EOT's
+    draw_ranking(caption, read, query, images, orders, picture)
     return {name: order.index(query) + 1 for name, order in orders.items()}
 
 
-def draw_ranking(caption: str, query: int, images: list[Any], orders: dict[str, list[int]], picture: Path) -> None:
-    """A row of the best pictures for each model, the right one framed."""
+def draw_ranking(
+    caption: str, read: int, query: int, images: list[Any], orders: dict[str, list[int]], picture: Path
+) -> None:
+    """A row of the best pictures for each model, the right one framed.
+
+    Args:
+        read: characters of the caption that the original reads; the others are grey.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.25 * SHOWN_PICTURES, 4.2), dpi=200)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05, top=0.76, hspace=0.35, wspace=0.06)
-    figure.text(0.01, 0.98, textwrap.fill(f"“{caption}”", 130), fontsize=6.5, va="top", style="italic")
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05, top=0.75, hspace=0.35, wspace=0.06)
+    lines, unread = textwrap.wrap(f"“{caption[:read]}", 155), caption[read:].lstrip()
+    parts = [("\n".join(lines), "black")]
+    if unread:
+        below = textwrap.fill(f"{unread}”  (not read by the original)", 155)
+        parts.append(("\n" * len(lines) + below, "#8a8a8a"))
+    for text, colour in parts:
+        figure.text(0.01, 0.985, text, fontsize=6.5, va="top", style="italic", color=colour)
     grid = figure.subplots(len(orders), SHOWN_PICTURES, squeeze=False)
     for axes_of_row, (name, order) in zip(grid, orders.items(), strict=True):
         for place, (axes, index) in enumerate(zip(axes_of_row, order, strict=False), start=1):

@@ -93,10 +93,11 @@ def test_ranking_is_drawn_with_the_right_picture_framed(tmp_path: Path) -> None:
 
     images = [Image.new("RGB", (72, 72), (10 * n, 0, 0)) for n in range(8)]
     orders = {"first": [3, 1, 2, 0, 4, 5, 6, 7], "second": [1, 2, 0, 4, 5, 6, 7, 3]}
-    draw_ranking("A caption. " * 30, 3, images, orders, tmp_path / "ranking.png")
+    draw_ranking("A caption. " * 30, 150, 3, images, orders, tmp_path / "ranking.png")
     with Image.open(tmp_path / "ranking.png") as drawn:
         colours = {colour for _, colour in drawn.convert("RGB").getcolors(1 << 20)}
     assert (0, 158, 115) in colours  # the frame
+    assert (138, 138, 138) in colours  # the half that the original does not read
     assert {(10 * n, 0, 0) for n in range(7)} <= colours and (70, 0, 0) not in colours
 
 
