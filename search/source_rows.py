@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longclip_hf.errors import DataError, ImageError
+from longclip_hf.evaluation.misses import thumbnail
 from longclip_hf.image_files import Access
 from longclip_hf.search.reading import (
     CAPTION_COLUMNS,
@@ -136,8 +137,6 @@ class SourceRows:
             if "://" not in row.location:
                 row.location = str(Path(row.location).absolute())
         if self.thumbnails == "all" or (self.thumbnails == "needed" and row.location is None):
-            from longclip_hf.evaluation.page import thumbnail
-
             row.thumbnail = thumbnail(row.image, THUMBNAIL_SIDE)
 
 
