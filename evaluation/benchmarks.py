@@ -13,10 +13,20 @@ from typing import Any, Literal
 
 from longclip_hf.errors import BenchmarkError, JSONListError
 from longclip_hf.evaluation import imagenet, readers
+from longclip_hf.evaluation.choice_data import Choices, read_choices
 from longclip_hf.evaluation.data import Classification, ImageFile, Retrieval, classification, retrieval
 from longclip_hf.evaluation.sources import Columns, read_source
 
-__all__ = ["BENCHMARKS", "Benchmark", "Classification", "Columns", "ImageFile", "Retrieval", "load_benchmark"]
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "Choices",
+    "Classification",
+    "Columns",
+    "ImageFile",
+    "Retrieval",
+    "load_benchmark",
+]
 
 TEMPLATES_80 = "in the 80 ImageNet templates"
 
@@ -122,12 +132,13 @@ def load_benchmark(
     *,
     class_names: Path | None = None,
     templates: Path | None = None,
-) -> Retrieval | Classification:
-    """A benchmark by its name, or a retrieval benchmark made of a source that `datasets` reads.
+) -> Retrieval | Classification | Choices:
+    """A benchmark by its name, a retrieval benchmark made of a source that `datasets` reads, or choices.
 
     Args:
         source: one of `BENCHMARKS`; or a folder saved by `datasets`, a folder that it recognises (such as images with
-            a metadata.jsonl), a parquet, JSON or CSV file, or a Hub id.
+            a metadata.jsonl), a parquet, JSON or CSV file, or a Hub id. A JSON file of rows with the columns of
+            Winoground, SugarCrepe or ARO: see `longclip_hf.evaluation.choice_data.read_choices`.
         data: the folder that a named benchmark's downloads were unpacked in; for a source with paths of images,
             where relative ones begin (by default, beside the file).
         columns: of a source, where they are not `image` and `caption`.
@@ -151,7 +162,12 @@ def load_benchmark(
                 + (f"; {near[0]!r} is the nearest name" if near else "")
                 + f". Benchmarks: {', '.join(BENCHMARKS)}."
             )
-        return read_source(source, data, columns or Columns())
+        where = columns or Columns()
+        if replace(where, image_root=None, image_access="root") == Columns():  # nobody asked for other columns
+            choices = read_choices(source, where.image_root or data, where.image_access)
+            if choices is not None:
+                return choices
+        return read_source(source, data, where)
     if columns is not None:
         raise BenchmarkError(f"{benchmark.title} has no columns to choose: leave them out.")
     if data is None:

@@ -11,6 +11,7 @@ from typing import Any
 from longclip_hf.command import complain, is_first_process, is_mendable, one_line
 from longclip_hf.errors import ResultsError
 from longclip_hf.evaluation.benchmarks import BENCHMARKS, Classification, Retrieval
+from longclip_hf.evaluation.choice_data import Choices
 from longclip_hf.evaluation.digests import image_digests
 from longclip_hf.evaluation.encoding import Encoder
 from longclip_hf.evaluation.findings import describe, evaluate, hardest_misses, with_texts
@@ -83,7 +84,9 @@ class Collected:
         self.hardware = _hardware(encoder)
         self.models.append(model)
 
-    def evaluate(self, encoder: Encoder, name: str, asked: str, benchmark: Retrieval | Classification) -> None:
+    def evaluate(
+        self, encoder: Encoder, name: str, asked: str, benchmark: Retrieval | Classification | Choices
+    ) -> None:
         """One model on one benchmark; what fails leaves nothing.
 
         Raises:

@@ -8,11 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from longclip_hf.evaluation.benchmarks import Benchmark, Classification, Retrieval
+from longclip_hf.evaluation.choice_data import Choices
+from longclip_hf.evaluation.choices import caption_choice, pair_scores
 from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
 from longclip_hf.evaluation.effective_length import default_lengths
 from longclip_hf.evaluation.encoding import Encoder
@@ -24,6 +26,7 @@ from longclip_hf.evaluation.scores import (
     Measured,
     both,
     hardest,
+    measure_choices,
     measure_classification,
     measure_lengths,
     measure_retrieval,
@@ -61,7 +64,7 @@ class Found:
 
 def evaluate(
     encoder: Encoder,
-    benchmark: Retrieval | Classification,
+    benchmark: Retrieval | Classification | Choices,
     digests: Sequence[bytes],
     bootstrap: Bootstrap,
     lengths: bool = True,
@@ -78,6 +81,8 @@ def evaluate(
         by_sentences: with the figures of `longclip_hf.evaluation.long_text`, for retrieval.
     """
     image_embeds = encoder.encode_images(benchmark.images, digests)
+    if isinstance(benchmark, Choices):
+        return _choices(encoder, benchmark, image_embeds, bootstrap)
     if isinstance(benchmark, Retrieval):
         return _retrieval(encoder, benchmark, image_embeds, bootstrap, lengths, by_sentences)
     return _classification(encoder, benchmark, image_embeds, bootstrap)
@@ -155,8 +160,20 @@ def _classification(
     return Found(measured, texts.truncated, None, {"i2t": ranks}, image_embeds, text_embeds, torch.tensor([]))
 
 
+def _choices(encoder: Encoder, benchmark: Choices, image_embeds: torch.Tensor, bootstrap: Bootstrap) -> Found:
+    texts = encoder.encode_texts(benchmark.captions)
+    images_of, captions_of = torch.tensor(benchmark.images_of), torch.tensor(benchmark.captions_of)
+    right: dict[str, torch.Tensor]
+    if benchmark.pairs:
+        right = pair_scores(image_embeds[images_of], texts.embeds[captions_of])
+    else:
+        right = {"choice": caption_choice(image_embeds[images_of[:, 0]], texts.embeds[captions_of])}
+    measured = measure_choices(right, bootstrap)
+    return Found(measured, texts.truncated, None, {}, image_embeds, texts.embeds, texts.lengths)
+
+
 def describe(
-    benchmark: Retrieval | Classification, known: Benchmark | None, digests: Sequence[bytes]
+    benchmark: Retrieval | Classification | Choices, known: Benchmark | None, digests: Sequence[bytes]
 ) -> BenchmarkInfo:
     """What results.json says of a benchmark before any model has read its captions: no `lengths` yet.
 
@@ -172,7 +189,12 @@ def describe(
     definition = known.caption_rule if known else "a source of the user's, all of its rows"
     groups = None
     texts: list[Sequence[Any]]
-    if isinstance(benchmark, Retrieval):
+    kind: Literal["retrieval", "classification", "choice"] = "retrieval"
+    if isinstance(benchmark, Choices):
+        kind, definition = "choice", benchmark.definition
+        texts = [benchmark.captions, benchmark.images_of, benchmark.captions_of]
+        captions, classes = len(benchmark.captions), None
+    elif isinstance(benchmark, Retrieval):
         texts = [benchmark.captions, benchmark.image_of]
         captions, classes = len(benchmark.captions), None
         if benchmark.group_of is not None:
@@ -180,12 +202,12 @@ def describe(
             groups = len(set(benchmark.group_of))
     else:
         texts = [benchmark.class_names, benchmark.templates, benchmark.labels]
-        captions, classes = None, len(benchmark.class_names)
+        kind, captions, classes = "classification", None, len(benchmark.class_names)
         definition = benchmark.definition or definition
     content = json.dumps([[digest.hex() for digest in digests], *map(list, texts)]).encode()
     return BenchmarkInfo(
         name=benchmark.name,
-        kind="classification" if captions is None else "retrieval",
+        kind=kind,
         images=len(benchmark.images),
         captions=captions,
         classes=classes,
@@ -211,7 +233,7 @@ def with_texts(info: BenchmarkInfo, found: Found) -> BenchmarkInfo:
 def hardest_misses(
     model: str,
     encoder: Encoder,
-    benchmark: Retrieval | Classification,
+    benchmark: Retrieval | Classification | Choices,
     found: Found,
     count: int,
     reference: tuple[str, Measured] | None = None,
@@ -236,7 +258,9 @@ def hardest_misses(
         read = encoder.read_part(words)
         return Text(words[:read], words[read:])
 
-    listed = []
+    listed: list[Misses] = []
+    if isinstance(benchmark, Choices):  # it has no ranks
+        return listed
     for direction, ranks in found.ranks.items():
         queries, candidates = found.image_embeds, found.text_embeds
         if direction == "t2i":

@@ -22,6 +22,7 @@ from longclip_hf.command import CommandParser, guarded, is_first_process
 from longclip_hf.errors import BenchmarkError, EncodingError
 
 if TYPE_CHECKING:
+    from longclip_hf.evaluation.choice_data import Choices
     from longclip_hf.evaluation.data import Classification, Retrieval
 
 EPILOG = """\
@@ -49,7 +50,7 @@ def main(args: list[str] | None = None) -> int:
         "--benchmark", nargs="+", required=True, metavar="NAME",
         help=f"{', '.join(BENCHMARKS)} (docs/benchmarks.md: where each is downloaded and how it lies below --data); "
         "or any source that the library datasets reads, for retrieval: a folder, a file of parquet, JSON or CSV, a "
-        "Hub id",
+        "Hub id; or a JSON file of choices, as of Winoground, SugarCrepe and ARO",
     )  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that the benchmarks' files were unpacked in")
     parser.add_argument("--output", type=Path, default=Path("evaluation-results"), metavar="DIR", help="%(default)s")
@@ -177,7 +178,7 @@ def run(options: Any, command: str) -> None:
         raise EncodingError(f"Not evaluated, for what is said above: {failed}; {rest}.")
 
 
-def _load_benchmarks(options: Any) -> "list[Retrieval | Classification]":
+def _load_benchmarks(options: Any) -> "list[Retrieval | Classification | Choices]":
     from longclip_hf.evaluation.benchmarks import BENCHMARKS, Columns, load_benchmark
 
     columns = None

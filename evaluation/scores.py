@@ -107,6 +107,17 @@ def measure_sentences(
     return _measured(queries, groups, 0, bootstrap)
 
 
+def measure_choices(right: Mapping[str, torch.Tensor], bootstrap: Bootstrap = Bootstrap()) -> Measured:
+    """What `longclip_hf.evaluation.choices` says of a model: each row is evidence of its own.
+
+    Args:
+        right: metric -> booleans of shape `(rows,)`.
+        bootstrap: of the intervals.
+    """
+    queries = {metric: found.double().cpu() for metric, found in right.items()}
+    return _measured(queries, dict.fromkeys(queries), 0, bootstrap)
+
+
 def both(first: Measured, second: Measured) -> Measured:
     """The metrics of both."""
     return Measured(
