@@ -1,4 +1,4 @@
-"""Writes a Stable Diffusion folder (1.x, 2.x, XL, 3) whose prompts have 248 tokens, for stock diffusers.
+"""Writes a pipeline (Stable Diffusion 1.x, 2.x, XL, 3, FLUX.1 ...) whose prompts have 248 tokens, for stock diffusers.
 
     python conversion/diffusion.py path/to/stable-diffusion --output long-sd
     python conversion/diffusion.py path/to/stable-diffusion --output long-sd --text-encoder path/to/long-clip-l
@@ -69,7 +69,7 @@ def convert(
     link: bool = False,
     overwrite: bool = False,
 ) -> DiffusionReport:
-    """Writes the Stable Diffusion pipeline `source` with long CLIP text encoders to the folder `output` (section 4.5).
+    """Writes the pipeline `source` with long CLIP text encoders to the folder `output` (section 4.5).
 
     Args:
         source: a folder in diffusers' layout, or a Hub id (which needs diffusers).
@@ -288,7 +288,7 @@ def _carry_over(folder: Path, work: Path, files: list[str], link: bool) -> tuple
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="longclip-diffusion", description=__doc__)
-    parser.add_argument("source", help="folder or Hub id of a Stable Diffusion 1.x, 2.x, XL or 3 pipeline")
+    parser.add_argument("source", help="folder or Hub id of a pipeline with a CLIP text encoder")
     parser.add_argument("--output", type=Path, required=True, help="the new folder")
     parser.add_argument(
         "--text-encoder", metavar="LONGCLIP",

@@ -2,6 +2,7 @@
 
     python conversion/export.py long-clip --output long-clip-onnx
     python conversion/export.py long-clip --output long-clip-onnx --precision fp32 fp16 int8
+    python conversion/export.py long-clip --output ViT-B-16__openai --layout immich          # for a photo server
 
 The folder holds a text tower (input_ids -> text_embeds) and an image tower (pixel_values -> image_embeds) in each
 precision, for batches of any size and texts of any length that the checkpoint reads, and the tokenizer and image
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PRECISIONS = {"fp32": "", "fp16": "_fp16", "int8": "_int8"}
 TOLERANCE = 1e-4  # of float32 against torch
 FOLDER = "onnx"
+LAYOUTS = ("transformers.js", "immich")
 RECORD = "export.json"
 
 _CARD = """---
@@ -125,6 +127,7 @@ def export(
     output: Path | str,
     *,
     precisions: Sequence[str] = ("fp32",),
+    layout: str = LAYOUTS[0],
     revision: str | None = None,
     processor: str | None = None,
     overwrite: bool = False,
@@ -136,6 +139,7 @@ def export(
         source: a folder or Hub id with both towers.
         output: the new folder. It appears at the end, whole, or not at all.
         precisions: some of `"fp32"`, `"fp16"` (weights and arithmetic) and `"int8"` (weights and matrix products).
+        layout: `"transformers.js"`, or `"immich"` for that photo server: one precision, inputs of one shape.
         revision: branch, tag or commit of a Hub id.
         processor: folder or Hub id of the tokenizer and image settings, where `source` has none.
         overwrite: replace an existing export.
@@ -163,6 +167,10 @@ def export(
     output = Path(output)
     if not precisions or not set(precisions) <= PRECISIONS.keys():
         raise ConversionError(f"precisions must be some of {', '.join(PRECISIONS)}, got {list(precisions)}.")
+    if layout not in LAYOUTS:
+        raise ConversionError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    if layout == "immich" and len(precisions) > 1:
+        raise ConversionError(f"immich reads one file of each tower: choose one precision, got {list(precisions)}.")
     wanted = [precision for precision in PRECISIONS if precision in precisions and precision != "fp32"]
     checkpoint = read_checkpoint(source, revision, stretched=True)
     processor_folder = checkpoint.folder if processor is None else find_folder(processor, weights=False)
@@ -213,6 +221,11 @@ def export(
             if "fp32" not in precisions:
                 for file in _parts(work / FOLDER / f"{tower.file_name}.onnx"):
                     file.unlink()
+        if layout == "immich":
+            from longclip_hf.conversion.immich import rearrange
+
+            say("rearranging")
+            files = rearrange(work, checkpoint.config, files)
         report = ExportReport(
             source=checkpoint.folder.resolve().name if Path(source).expanduser().exists() else source,
             length=length,
@@ -227,7 +240,8 @@ def export(
             files=files,
         )
         write_json(work / RECORD, asdict(report))
-        _write_card(work, checkpoint, report)
+        if layout == LAYOUTS[0]:
+            _write_card(work, checkpoint, report)
     return report
 
 
@@ -301,6 +315,11 @@ def _parser() -> CommandParser:
         "--precision", nargs="+", choices=PRECISIONS, default=["fp32"],
         help="one or several; fp16 is half as large and for GPUs, int8 a quarter and for CPUs (default: fp32)",
     )  # fmt: skip
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, default=LAYOUTS[0],
+        help="whose names of folders and inputs; immich's have one precision and inputs of one shape "
+        "(default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
     parser.add_argument("--processor", help="Hub id or folder of tokenizer and image settings, if the source has none")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
@@ -316,7 +335,7 @@ def main(args: list[str] | None = None) -> int:
         console, errors = consoles(options.quiet)
         with errors.status("reading") as status:
             report = export(
-                options.source, output, precisions=options.precision, revision=options.revision,
+                options.source, output, precisions=options.precision, layout=options.layout, revision=options.revision,
                 processor=options.processor, overwrite=options.overwrite, say=status.update,
             )  # fmt: skip
         _print_report(console, report, output)

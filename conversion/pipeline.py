@@ -1,5 +1,6 @@
-"""A Stable Diffusion folder that is converted: its CLIP text encoders, and the files that stay as they are."""
+"""A folder of diffusers that is converted: its CLIP text encoders, and the files that stay as they are."""
 
+import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -13,6 +14,14 @@ from longclip_hf.files import inside
 from modeling_longclip.defaults import CLIP_LENGTH
 
 INDEX = "model_index.json"
+# Pipelines that read `tokenizer.model_max_length` in every release of diffusers that was read, for where it is not
+# installed. A test reads the installed one.
+READ_LENGTH = re.compile(
+    r"(StableDiffusion|Flux|LatentConsistencyModel|AnimateDiff|PIA|CycleDiffusion|I2VGenXL|TextToVideo|VideoToVideo)\w*"
+    r"Pipeline"
+)
+# Components with a table of positions for CLIP's 77 states, or a tensor of that shape.
+_FIXED = ("PriorTransformer", "UniDiffuserModel", "LearnedClassifierFreeSamplingEmbeddings")
 CLIP_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 # model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, pytorch_model.fp16.bin
 _WEIGHTS = re.compile(
@@ -83,24 +92,63 @@ def read_encoders(source: str, folder: Path) -> tuple[str, list[TextEncoder]]:
     """
     index = inside(folder, INDEX)
     if not index.is_file():
-        raise ConversionError(f"{source} holds no {INDEX}: a Stable Diffusion folder in diffusers' layout is needed.")
+        raise ConversionError(f"{source} holds no {INDEX}: a folder in diffusers' layout is needed.")
     components = read_settings(folder, INDEX)
     pipeline = str(components.get("_class_name"))
-    if not pipeline.startswith("StableDiffusion"):
-        # Others (Kandinsky, HunyuanVideo, ...) count 77 tokens in their own code, whatever the folder says.
-        raise ConversionError(f"{source} is a {pipeline}, and only Stable Diffusion (1.x, 2.x, XL, 3) is converted.")
+    _check_reads_length(source, pipeline)
     for name, entry in components.items():
         if isinstance(entry, list) and entry and (folder / name / f"{entry[0]}.py").exists():
             raise ConversionError(
                 f"{source}: {name} is loaded by code of its own, {name}/{entry[0]}.py, and only stock components are "
                 "converted."
             )
+        if isinstance(entry, list) and entry and entry[-1] in _FIXED:
+            raise ConversionError(f"{source}: {name}, a {entry[-1]}, has {CLIP_LENGTH} positions of its own.")
     named = {name: entry for name, entry in sorted(components.items()) if name.startswith("text_encoder")}
     names = [name for name, entry in named.items() if isinstance(entry, list) and entry and entry[-1] in CLIP_CLASSES]
     if not names:
         found = ", ".join(f"{name}: {entry}" for name, entry in named.items()) or "none at all"
         raise ConversionError(f"{source} has no CLIP text encoder in its {INDEX} (text encoders: {found}).")
     return pipeline, [_read_encoder(source, folder, name) for name in names]
+
+
+def reads_length(code: str) -> bool:
+    """Whether a pipeline's code cuts prompts at the length that its tokenizer states, and counts no 77 of its own.
+
+    SD3's and FLUX's stands there for a pipeline without a tokenizer.
+    """
+    own = re.sub(rf"tokenizer is not None\s+else {CLIP_LENGTH}\b", "", code)
+    return ".model_max_length" in code and re.search(rf"\b{CLIP_LENGTH}\b", own) is None
+
+
+def code_of(pipeline: str) -> str | None:
+    """The file of the installed diffusers that defines a pipeline, as text: nothing is imported, and nothing run."""
+    if not re.fullmatch(r"\w+", pipeline) or (spec := importlib.util.find_spec("diffusers")) is None:
+        return None
+    for place in spec.submodule_search_locations or ():
+        for file in sorted(Path(place, "pipelines").rglob("pipeline_*.py")):
+            code = file.read_text(encoding="utf-8")
+            if f"\nclass {pipeline}(" in code:
+                return code
+    return None
+
+
+def _check_reads_length(source: str, pipeline: str) -> None:
+    """
+    Raises:
+        ConversionError: if longer prompts would be cut at 77 tokens all the same, or nothing tells.
+    """
+    code = code_of(pipeline)
+    if code is None and READ_LENGTH.fullmatch(pipeline) is None:
+        raise ConversionError(
+            f"{source} is a {pipeline}, of which it is not known whether it reads the tokenizer's length. Install the "
+            "diffusers that has it, whose code tells."
+        )
+    if code is not None and not reads_length(code):
+        raise ConversionError(
+            f"{source} is a {pipeline}, which counts {CLIP_LENGTH} tokens in its own code or does not read the "
+            "tokenizer's length: longer prompts would be cut all the same."
+        )
 
 
 def _read_encoder(source: str, folder: Path, name: str) -> TextEncoder:

@@ -162,11 +162,11 @@ def export_tower(tower: Tower, file: Path) -> int:
         del part.metadata_props[:]
     # Shapes of what is computed on the way: the quantiser renames weights and then finds them contradictory.
     del graph.value_info[:]
-    _save(model, file)
+    save_onnx(model, file)
     return next(int(opset.version) for opset in model.opset_import if not opset.domain)
 
 
-def _save(model: onnx.ModelProto, file: Path) -> None:
+def save_onnx(model: onnx.ModelProto, file: Path) -> None:
     """Writes `model`; where one file cannot hold it, with its weights in `file`_data. `model` is empty afterwards."""
     nbytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     weights = file.with_name(f"{file.name}_data")
@@ -180,7 +180,7 @@ def write_fp16(source: Path, file: Path) -> None:
     with _quiet():
         model = OnnxModel(convert_float_to_float16(str(source), keep_io_types=True))
     model.topological_sort()  # the casts of inputs stand last; onnxruntime does not mind, others do
-    _save(model.model, file)
+    save_onnx(model.model, file)
 
 
 def write_int8(source: Path, file: Path) -> None:
@@ -207,7 +207,7 @@ def write_int8(source: Path, file: Path) -> None:
             weight_type=QuantType.QInt8,
             use_external_data_format=source.with_name(f"{source.name}_data").exists(),
         )
-    _save(onnx.load(quantised), file)
+    save_onnx(onnx.load(quantised), file)
     for left in file.parent.glob(f"{quantised.name}*"):
         left.unlink()
 

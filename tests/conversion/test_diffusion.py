@@ -62,6 +62,14 @@ def make_distinct(model: torch.nn.Module) -> None:
                 value.mul_(50)
 
 
+def sharpen(denoiser: torch.nn.Module) -> None:
+    """Attention that tells tokens apart: fresh ones look at all alike."""
+    with torch.no_grad():
+        for name, value in denoiser.named_parameters():
+            if re.search(r"attn.*(to_q|to_k|to_v|add_k_proj|add_v_proj|add_q_proj)\.weight", name):
+                value.mul_(8)
+
+
 def unet(**values: Any) -> Any:
     return diffusers.UNet2DConditionModel(
         sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
@@ -122,11 +130,7 @@ def write_pipeline(folder: Path, kind: str, scratch: Path) -> None:
         )  # fmt: skip
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
         pipeline = diffusers.StableDiffusion3Pipeline(**parts, **t5(scratch), transformer=model, scheduler=scheduler)
-    denoiser = pipeline.transformer if kind == "sd3" else pipeline.unet
-    with torch.no_grad():  # fresh ones look at all tokens alike
-        for name, value in denoiser.named_parameters():
-            if re.search(r"attn.*(to_q|to_k|to_v|add_k_proj|add_v_proj|add_q_proj)\.weight", name):
-                value.mul_(8)
+    sharpen(pipeline.transformer if kind == "sd3" else pipeline.unet)
     pipeline.save_pretrained(folder)
     if kind == "xl":
         for tokenizer in ("tokenizer", "tokenizer_2"):
@@ -692,9 +696,9 @@ def code_in_bin(folder: Path) -> None:
 
 
 BAD_PIPELINES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no index": (remove("model_index.json"), "holds no model_index.json: a Stable Diffusion folder"),
+    "no index": (remove("model_index.json"), "holds no model_index.json: a folder in diffusers' layout"),
     "index cut": (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json is no JSON file"),
-    "another pipeline": (index(_class_name="KandinskyPipeline"), "is a KandinskyPipeline, and only Stable Diffusion"),
+    "another pipeline": (index(_class_name="KandinskyPipeline"), "is a KandinskyPipeline, which counts 77 tokens"),
     "no text encoder": (index(text_encoder=[None, None]), r"no CLIP text encoder .*text_encoder: \[None, None\]"),
     "T5 alone": (index(text_encoder=["transformers", "T5EncoderModel"]), "no CLIP text encoder .*T5EncoderModel"),
     "folder missing": (remove("text_encoder"), "the folder text_encoder is missing"),

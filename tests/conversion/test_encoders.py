@@ -78,7 +78,8 @@ class TestLayouts:
                 ours = model(input_ids=text_ids(77)).text_embeds
             torch.testing.assert_close(ours, text_features(tower, text_ids(77)), rtol=0, atol=1e-5)
         assert "Stretch it" in report.advice
-        stretch(str(tmp_path / "out"), tmp_path / "long")
+        if name == "`text_model.`":
+            stretch(str(tmp_path / "out"), tmp_path / "long")
 
     @pytest.mark.parametrize(
         ("width", "name", "activation"),

@@ -19,11 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoProcessor, CLIPTextModelWithProjection
 
 from benchmarks.exported_models import recall_drift, text_batches
 from longclip_hf.conversion import towers
 from longclip_hf.conversion.export import ExportReport, export, main
+from longclip_hf.conversion.immich import rearrange
 from longclip_hf.errors import ConversionError, ProofError
 from longclip_hf.evaluation.benchmarks import ImageFile, Retrieval
 from modeling_longclip import LongCLIPModel
@@ -495,3 +497,56 @@ class TestCommand:
         with pytest.raises(ProofError, match=r"text tower in fp16: \d+ of \d+ features are not finite. float16 ends"):
             export(str(source), tmp_path / "new", precisions=["fp16"])
         assert [entry.name for entry in tmp_path.iterdir()] == [source.name]
+
+
+@pytest.fixture(scope="module")
+def immich_folder(
+    exported: tuple[Path, ExportReport], model: LongCLIPModel, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    place = Path(shutil.copytree(exported[0], tmp_path_factory.mktemp("immich") / "ViT-B-16__openai"))
+    files = [file for file in exported[1].files if file.precision == "fp32"]
+    moved = rearrange(place, model.config, files)
+    assert [file.name for file in moved] == ["textual/model.onnx", "visual/model.onnx"]
+    assert [file.nbytes for file in moved] == [(place / file.name).stat().st_size for file in moved]
+    return place
+
+
+class TestImmich:
+    """An export rearranged for a photo server, read as its loader reads it."""
+
+    def test_the_files_are_its(self, immich_folder: Path) -> None:
+        assert names(immich_folder) == {
+            "config.json", "textual", "textual/model.onnx", "textual/tokenizer.json", "textual/tokenizer_config.json",
+            "visual", "visual/model.onnx", "visual/preprocess_cfg.json",
+        }  # fmt: skip
+
+    def test_texts(self, immich_folder: Path, model: LongCLIPModel) -> None:
+        """As `OpenClipTextualEncoder` does: padded to the context's length, int32, one row, the first output."""
+        length = json.loads((immich_folder / "config.json").read_text())["text_cfg"].get("context_length", 77)
+        pad = json.loads((immich_folder / "textual" / "tokenizer_config.json").read_text())["pad_token"]
+        tokenizer = Tokenizer.from_file(str(immich_folder / "textual" / "tokenizer.json"))
+        tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
+        tokenizer.enable_truncation(max_length=length)
+        session = onnxruntime.InferenceSession(immich_folder / "textual" / "model.onnx")
+        (taken,) = session.get_inputs()
+        assert (taken.name, taken.type, taken.shape) == ("text", "tensor(int32)", [1, 248])
+        for text in ("a dog", "a red bicycle leans against a white wall next to a wooden door. " * 20):
+            ids = tokenizer.encode(text).ids
+            ours = session.run(None, {"text": np.array([ids], dtype=np.int32)})[0][0]
+            np.testing.assert_allclose(ours, encode(model, input_ids=torch.tensor([ids]))[0], rtol=0, atol=1e-4)
+
+    def test_images(self, immich_folder: Path, model: LongCLIPModel) -> None:
+        settings = json.loads((immich_folder / "visual" / "preprocess_cfg.json").read_text())
+        assert settings.keys() >= {"size", "interpolation", "mean", "std", "resize_mode"}
+        assert (settings["size"], settings["interpolation"]) == (32, "bicubic")
+        session = onnxruntime.InferenceSession(immich_folder / "visual" / "model.onnx")
+        pixels = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+        ours = session.run(None, {"image": pixels})[0][0]
+        np.testing.assert_allclose(ours, encode(model, pixel_values=torch.from_numpy(pixels))[0], rtol=0, atol=1e-4)
+
+    def test_one_precision(self, longclip_folder: Path, tmp_path: Path) -> None:
+        message = r"immich reads one file of each tower: choose one precision, got \['fp32', 'int8'\]"
+        with pytest.raises(ConversionError, match=message):
+            export(str(longclip_folder), tmp_path / "x", precisions=["fp32", "int8"], layout="immich")
+        with pytest.raises(ConversionError, match=r"layout must be one of transformers.js, immich, got 'x'"):
+            export(str(longclip_folder), tmp_path / "x", layout="x")
