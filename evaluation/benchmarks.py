@@ -1,20 +1,19 @@
-"""Benchmarks by name, by folder, and of any source that the library `datasets` reads.
+"""Benchmarks by name, and of any source of images with captions.
 
 `load_benchmark` gives images and captions (`Retrieval`), or images and classes (`Classification`). Nothing is decoded
 here, and nothing is left out without being counted in `notes`. docs/benchmarks.md is the table of `BENCHMARKS`.
 """
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
-from longclip_hf.errors import BenchmarkError, JSONListError
+from longclip_hf.errors import BenchmarkError
 from longclip_hf.evaluation import imagenet, readers
+from longclip_hf.evaluation.benchmark import TEMPLATES_80, Benchmark
 from longclip_hf.evaluation.choice_data import Choices, read_choices
-from longclip_hf.evaluation.data import Classification, ImageFile, Retrieval, classification, retrieval
+from longclip_hf.evaluation.data import Classification, ImageFile, LeftOut, Retrieval, without_unreadable
 from longclip_hf.evaluation.sources import Columns, read_source
 
 __all__ = [
@@ -24,105 +23,10 @@ __all__ = [
     "Classification",
     "Columns",
     "ImageFile",
+    "LeftOut",
     "Retrieval",
     "load_benchmark",
 ]
-
-TEMPLATES_80 = "in the 80 ImageNet templates"
-
-
-def plain_names(classes: Sequence[str]) -> list[str]:
-    """The classes' own names, with spaces for underscores."""
-    return [name.replace("_", " ") for name in classes]
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One benchmark: where its files come from, how they lie below `--data`, what the texts are, and its reader."""
-
-    name: str
-    kind: Literal["retrieval", "classification"]
-    title: str
-    images: int | None  # how many the whole benchmark has; None: any number
-    texts: int | None  # captions, or classes
-    licence: str
-    home: str  # the page to download it from
-    layout: str  # the paths below --data
-    caption_rule: str  # what the texts are
-    read: Callable[[Path], Any]  # Pairs or Labelled
-    names: Callable[[Sequence[str]], Sequence[str]] = plain_names
-    templates: Callable[[], Sequence[str]] = imagenet.templates
-    # Of a classification: the words of `caption_rule` that speak of the names, and of the templates.
-    name_words: str = "The name of each class"
-    template_words: str = TEMPLATES_80
-
-    def load(
-        self, data: Path, *, class_names: Path | None = None, templates: Path | None = None
-    ) -> Retrieval | Classification:
-        """
-        Args:
-            data: the folder that the downloads were unpacked in.
-            class_names: lines of `class<TAB>name`, for a classification with other names than its own.
-            templates: lines with one `{}`, for one with other templates.
-
-        Raises:
-            BenchmarkError: for files that are missing, or not of the expected form.
-            ValueError: for class names or templates that do not fit.
-            ImportError: if names or templates come from open_clip_torch, which is not installed.
-        """
-        if self.kind == "retrieval" and (class_names or templates):
-            raise BenchmarkError(
-                f"{self.title} is a retrieval benchmark: class names and templates mean nothing to it."
-            )
-        try:
-            found = self.read(data.expanduser())
-        except readers.NotThere as error:
-            raise BenchmarkError(f"{self.title}: {error}. {self._remedy}") from error
-        except (KeyError, IndexError, TypeError, AttributeError, JSONListError) as error:
-            raise BenchmarkError(
-                f"{self.title}: the files are not of the expected form ({type(error).__name__}: {error}). "
-                f"{self._remedy}"
-            ) from error
-        result: Retrieval | Classification
-        if self.kind == "retrieval":
-            result = retrieval(self.title, found)
-            texts, kind_of_text = len(result.captions), "captions"
-        else:
-            result = classification(
-                self.title,
-                found,
-                imagenet.read_class_names(class_names, found.classes) if class_names else self.names(found.classes),
-                imagenet.read_templates(templates) if templates else self.templates(),
-            )
-            texts, kind_of_text = len(result.class_names), "classes"
-            result = replace(result, definition=self.definition(class_names, templates, result.templates))
-        if (self.images, self.texts) in ((None, None), (len(result.images), texts)):
-            return result
-        note = (
-            f"{len(result.images)} images and {texts} {kind_of_text}, where {self.title} has {self.images} and "
-            f"{self.texts}: not comparable with published figures"
-        )
-        return replace(result, notes=[note, *result.notes])
-
-    def definition(self, class_names: Path | None, templates: Path | None, used: Sequence[str]) -> str:
-        """What the texts of a classification were: `caption_rule`, or what it is with files of the user's.
-
-        Args:
-            class_names, templates: as of `load`.
-            used: the templates that were used.
-        """
-        rule = self.caption_rule
-        if class_names:
-            rule = rule.replace(self.name_words, f"The user's name of each class ({class_names.name})")
-        if templates:
-            many = "template" if len(used) == 1 else "templates"
-            shown = ", ".join(f"`{template}`" for template in used[:3]) + ", ..." * (len(used) > 3)
-            rule = rule.replace(self.template_words, f"in the user's {len(used)} {many} ({templates.name}: {shown})")
-        return rule
-
-    @property
-    def _remedy(self) -> str:
-        return f"Expected below --data: {self.layout}. Download: {self.home}"
 
 
 def load_benchmark(
@@ -132,18 +36,21 @@ def load_benchmark(
     *,
     class_names: Path | None = None,
     templates: Path | None = None,
+    left_out: LeftOut | None = None,
 ) -> Retrieval | Classification | Choices:
-    """A benchmark by its name, a retrieval benchmark made of a source that `datasets` reads, or choices.
+    """A benchmark by its name, a retrieval benchmark made of any source of images with captions, or choices.
 
     Args:
-        source: one of `BENCHMARKS`; or a folder saved by `datasets`, a folder that it recognises (such as images with
-            a metadata.jsonl), a parquet, JSON or CSV file, or a Hub id. A JSON file of rows with the columns of
-            Winoground, SugarCrepe or ARO: see `longclip_hf.evaluation.choice_data.read_choices`.
+        source: one of `BENCHMARKS`; or a folder, a file or a Hub id that `longclip_hf.sources.open_source` reads. A
+            JSON file of rows with the columns of Winoground, SugarCrepe or ARO: see
+            `longclip_hf.evaluation.choice_data.read_choices`.
         data: the folder that a named benchmark's downloads were unpacked in; for a source with paths of images,
             where relative ones begin (by default, beside the file).
-        columns: of a source, where they are not `image` and `caption`.
+        columns: of a source, where they are not obvious.
         class_names: a file with lines of `class<TAB>name`, for a classification with other names than its own.
         templates: a file with one template in a line, for one with other templates.
+        left_out: `LeftOut(skip=True)` takes rows that cannot be read, of which unreadable images are found by decoding
+            all; without it they are errors, unreadable images at encoding.
 
     Raises:
         BenchmarkError: for a name that nobody knows, a missing file, a column that is not there, or data that does not
@@ -167,12 +74,16 @@ def load_benchmark(
             choices = read_choices(source, where.image_root or data, where.image_access)
             if choices is not None:
                 return choices
-        return read_source(source, data, where)
+        left_out = left_out or LeftOut()
+        found = read_source(source, data, where, left_out)
+        return without_unreadable(found, left_out) if left_out.skip else found
     if columns is not None:
         raise BenchmarkError(f"{benchmark.title} has no columns to choose: leave them out.")
     if data is None:
-        raise BenchmarkError(f"{benchmark.title} needs --data. {benchmark._remedy}")
-    return benchmark.load(data, class_names=class_names, templates=templates)
+        raise BenchmarkError(f"{benchmark.title} needs --data. {benchmark.remedy}")
+    left_out = left_out or LeftOut()
+    loaded = benchmark.load(data, class_names=class_names, templates=templates, left_out=left_out)
+    return without_unreadable(loaded, left_out) if left_out.skip else loaded
 
 
 # The table

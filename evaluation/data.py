@@ -1,8 +1,10 @@
 """Images with their captions or classes: what benchmarks and sources give, checked and counted."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +12,6 @@ from longclip_hf.cleaning import SPECIAL_TOKEN
 from longclip_hf.errors import BenchmarkError
 from longclip_hf.image_files import ImageFiles
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _LOCAL = ImageFiles(None, access="local")  # files that a reader found itself; it opens regular ones only
 
 
@@ -20,6 +21,33 @@ class ImageFile:
 
     name: str  # what an error or a report shows: a path, or "row 12 of ..."
     read: Callable[[], bytes]  # the encoded file
+    is_there: bool = True  # False where a reader found that it is missing
+
+
+@dataclass
+class LeftOut:
+    """Rows that cannot be evaluated: errors, or with `skip` left out, counted and kept for `bad_rows.jsonl`."""
+
+    skip: bool = False
+    rows: list[tuple[str, str, str]] = field(default_factory=list)  # place, cause, what is wrong
+
+    def add(self, place: str, cause: str, wrong: str) -> None:
+        """
+        Raises:
+            BenchmarkError: unless such rows are skipped.
+        """
+        if not self.skip:
+            raise BenchmarkError(f"{wrong} Or skip such rows: --on_bad_row skip.")
+        self.rows.append((place, cause, wrong))
+
+    def lines(self) -> list[str]:
+        """Of `bad_rows.jsonl`."""
+        return [json.dumps({"row": row, "cause": cause, "detail": wrong}) for row, cause, wrong in self.rows]
+
+    def notes(self) -> list[str]:
+        """How many were left out, by cause."""
+        causes = Counter(cause for _, cause, _ in self.rows)
+        return counted((f"rows left out, {cause} (bad_rows.jsonl)", count) for cause, count in sorted(causes.items()))
 
 
 @dataclass(frozen=True)
@@ -109,11 +137,51 @@ def classification(name: str, found: Labelled, class_names: Sequence[str], templ
     return Classification(name, [image for image, _ in found.images], labels, class_names, templates, notes)
 
 
+def without_unreadable(found: Retrieval | Classification, left_out: LeftOut) -> Retrieval | Classification:
+    """`found` without the images that cannot be decoded, and their texts. Every image is decoded for it.
+
+    Raises:
+        BenchmarkError: if none is left.
+    """
+    from longclip_hf.errors import ImageError
+    from longclip_hf.images import decode_image
+
+    def wrong(image: ImageFile) -> ImageError | None:
+        try:
+            decode_image(image.read(), image.name)
+        except ImageError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        errors = list(pool.map(wrong, found.images))
+    for image, error in zip(found.images, errors, strict=True):
+        if error is not None:
+            left_out.add(image.name, error.cause, f"{error}.")
+    kept = [number for number, error in enumerate(errors) if error is None]
+    if not kept:
+        raise BenchmarkError(
+            f"{found.name}: none of its {len(errors)} images can be decoded; the last one: {errors[-1]}."
+        )
+    images, notes = [found.images[number] for number in kept], [*found.notes, *left_out.notes()]
+    if isinstance(found, Classification):
+        return replace(found, images=images, labels=[found.labels[number] for number in kept], notes=notes)
+    number_of = {number: place for place, number in enumerate(kept)}
+    pairs = [pair for pair in zip(found.captions, found.image_of, strict=True) if pair[1] in number_of]
+    return replace(
+        found,
+        images=images,
+        captions=[caption for caption, _ in pairs],
+        image_of=[number_of[image] for _, image in pairs],
+        notes=notes,
+    )
+
+
 def counted(counts: Iterable[tuple[str, int]]) -> list[str]:
     """Notes of what there is any of."""
     return [f"{what}: {count}" for what, count in counts if count]
 
 
-def image_file(path: Path) -> ImageFile:
+def image_file(path: Path, is_there: bool = True) -> ImageFile:
     """A file by its path."""
-    return ImageFile(str(path), partial(_LOCAL.read, str(path)))
+    return ImageFile(str(path), partial(_LOCAL.read, str(path)), is_there)

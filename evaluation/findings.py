@@ -7,12 +7,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from longclip_hf.evaluation.benchmarks import Benchmark, Classification, Retrieval
+from longclip_hf.evaluation.benchmarks import Benchmark, Classification, ImageFile, Retrieval
 from longclip_hf.evaluation.choice_data import Choices
 from longclip_hf.evaluation.choices import caption_choice, pair_scores
 from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
@@ -33,7 +34,7 @@ from longclip_hf.evaluation.scores import (
     measure_sentences,
     most_similar,
 )
-from longclip_hf.images import decode_image
+from longclip_hf.images import decode_image, is_rescaled
 from longclip_hf.results import BenchmarkInfo, Direction, EffectiveLength
 from longclip_hf.sentences import sentences
 
@@ -186,6 +187,8 @@ def describe(
     again = sum(count for count in Counter(digests).values() if count > 1)
     if again:
         notes.append(f"{again} images are byte for byte the same as another")
+    if deep := _rescaled(benchmark.images):
+        notes.append(f"images of more than 8 bits, scaled to 8 by the range of their values: {deep}")
     definition = known.caption_rule if known else "a source of the user's, all of its rows"
     groups = None
     texts: list[Sequence[Any]]
@@ -218,6 +221,16 @@ def describe(
         notes=notes,
         groups=groups,
     )
+
+
+def _rescaled(images: Sequence[ImageFile]) -> int:
+    """How many images have more than 8 bits of grey. JPEG, whose name is believed, never has."""
+
+    def look(image: ImageFile) -> bool:
+        return not image.name.lower().endswith((".jpg", ".jpeg")) and is_rescaled(image.read())
+
+    with ThreadPoolExecutor() as pool:
+        return sum(pool.map(look, images))
 
 
 def with_texts(info: BenchmarkInfo, found: Found) -> BenchmarkInfo:

@@ -13,9 +13,10 @@ from longclip_hf.files import write_atomically
 from longclip_hf.results import Results, read_results, write_results
 
 if TYPE_CHECKING:
+    from longclip_hf.evaluation.data import LeftOut
     from longclip_hf.evaluation.misses import Misses
 
-RESULTS, PAGE = "results.json", "report.html"
+RESULTS, PAGE, BAD_ROWS = "results.json", "report.html", "bad_rows.jsonl"
 PLOTS = tuple(f"{name}.{kind}" for name in ("effective_length", "recall", "lengths") for kind in ("png", "svg"))
 REPORTS = frozenset({"report.md", "report.csv", "report.tex", *PLOTS})
 
@@ -27,6 +28,7 @@ class Outputs:
         folder: need not exist.
         html: whether report.html is to be written.
         replace_earlier: leave out what `folder` has of earlier runs.
+        skips: whether rows may be left out, which bad_rows.jsonl names, with those of earlier runs.
 
     Attributes:
         earlier: the results that the folder has, or None.
@@ -36,16 +38,18 @@ class Outputs:
         FileError: if something is in the way that no run wrote.
     """
 
-    def __init__(self, folder: Path, html: bool, replace_earlier: bool = False) -> None:
+    def __init__(self, folder: Path, html: bool, replace_earlier: bool = False, skips: bool = False) -> None:
         self.folder = folder
         self.written: list[str] = []
         self.earlier: Results | None = None
+        self.left_out: LeftOut | None = None
+        self._bad_rows: list[str] = []  # lines of earlier runs
         self._stale: frozenset[str] = frozenset()
-        self._planned = REPORTS | ({PAGE} if html else set())
+        self._planned = REPORTS | ({PAGE} if html else set()) | ({BAD_ROWS} if skips else set())
         try:
             self.earlier = read_results(folder / RESULTS)
             # Only names that a run writes: a results.json can come from anywhere.
-            self._stale = self._planned.union({PAGE}).intersection(self.earlier.files)
+            self._stale = self._planned.union({PAGE, BAD_ROWS}).intersection(self.earlier.files)
         except ResultsError as error:
             if (folder / RESULTS).exists():
                 said = str(error).rstrip(".")
@@ -58,6 +62,8 @@ class Outputs:
             )
         if replace_earlier:
             self.earlier = None
+        elif BAD_ROWS in self._stale and (folder / BAD_ROWS).is_file():
+            self._bad_rows = (folder / BAD_ROWS).read_text(encoding="utf-8").splitlines()
 
     def write_results(self, results: Results) -> None:
         """results.json alone, with what there is so far; reports of an earlier run, which do not fit it, go."""
@@ -79,6 +85,10 @@ class Outputs:
 
             write_page(results, misses, self.folder / PAGE, shown)
             written.append(PAGE)
+        bad_rows = dict.fromkeys([*self._bad_rows, *(self.left_out.lines() if self.left_out else ())])
+        if bad_rows:
+            write_atomically(self.folder / BAD_ROWS, "".join(f"{line}\n" for line in bad_rows).encode())
+            written.append(BAD_ROWS)
         self._write(results, written)
         self.written = [RESULTS, *written]
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from longclip_hf.errors import BenchmarkError, LongCLIPError
-from longclip_hf.evaluation.data import IMAGE_SUFFIXES, ImageFile, Labelled, Pairs, counted, image_file
+from longclip_hf.evaluation.data import ImageFile, Labelled, Pairs, counted, image_file
 from longclip_hf.evaluation.imagenet import wordnet_ids
+from longclip_hf.image_files import IMAGE_SUFFIXES
 from longclip_hf.json_list import json_objects
 
 
@@ -48,12 +49,8 @@ def _below(folder: Path, name: str) -> Path:
 
 
 def _images(pairs: Iterable[tuple[Path, Sequence[str]]]) -> Pairs:
-    """Files with their captions. One error for all that are missing."""
-    pairs = list(pairs)
-    missing = [path for path, _ in pairs if not path.is_file()]
-    if missing:
-        raise NotThere(f"{len(missing)} of {len(pairs)} images are missing, the first is {missing[0]}")
-    return [(image_file(path), texts) for path, texts in pairs]
+    """Files with their captions."""
+    return [(image_file(path, path.is_file()), texts) for path, texts in pairs]
 
 
 def _json(path: Path) -> Any:

@@ -16,14 +16,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from longclip_hf.command import CommandParser, guarded, is_first_process
 from longclip_hf.errors import BenchmarkError, EncodingError
+from longclip_hf.image_files import Kind
 
 if TYPE_CHECKING:
     from longclip_hf.evaluation.choice_data import Choices
-    from longclip_hf.evaluation.data import Classification, Retrieval
+    from longclip_hf.evaluation.data import Classification, LeftOut, Retrieval
 
 EPILOG = """\
 It writes to --output:
@@ -49,8 +50,8 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument(
         "--benchmark", nargs="+", required=True, metavar="NAME",
         help=f"{', '.join(BENCHMARKS)} (docs/benchmarks.md: where each is downloaded and how it lies below --data); "
-        "or any source that the library datasets reads, for retrieval: a folder, a file of parquet, JSON or CSV, a "
-        "Hub id; or a JSON file of choices, as of Winoground, SugarCrepe and ARO",
+        "or any source of images with captions, for retrieval: a folder, a file of JSON, CSV, parquet or tar, a Hub "
+        "id; or a JSON file of choices, as of Winoground, SugarCrepe and ARO",
     )  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder that the benchmarks' files were unpacked in")
     parser.add_argument("--output", type=Path, default=Path("evaluation-results"), metavar="DIR", help="%(default)s")
@@ -74,8 +75,14 @@ def main(args: list[str] | None = None) -> int:
         "sentence by sentence (HiMo@K)",
     )  # fmt: skip
     source = parser.add_argument_group("a source of your own")
-    source.add_argument("--image_column", metavar="NAME", help="default: image")
-    source.add_argument("--caption_column", nargs="+", metavar="NAME", help="default: caption")
+    source.add_argument("--image_column", metavar="NAME", help="default: the obvious one, which is said")
+    source.add_argument(
+        "--caption_column", nargs="+", metavar="NAME",
+        help="of texts, lists or conversations; a dot leads into a structure; default: the obvious one, which is said",
+    )  # fmt: skip
+    source.add_argument(
+        "--data_format", choices=get_args(Kind), default="auto", help="how to read it; default: as its layout says"
+    )
     source.add_argument(
         "--image_root", metavar="DIR", help="where paths of images begin; default: --data, or beside the source"
     )
@@ -84,6 +91,11 @@ def main(args: list[str] | None = None) -> int:
         help="images outside it: none, any file of this machine, or any address too; %(default)s",
     )  # fmt: skip
     source.add_argument("--split", metavar="NAME", help="where there are several")
+    source.add_argument(
+        "--on_bad_row", choices=("error", "skip"), default="error",
+        help="at a missing, unreadable, oversized or refused image, of named benchmarks too: end with an error, or "
+        "leave the row out, count it and name it in bad_rows.jsonl; %(default)s",
+    )  # fmt: skip
     classes = parser.add_argument_group("classification")
     classes.add_argument("--class_names", type=Path, metavar="FILE", help="lines of class<TAB>name")
     classes.add_argument("--templates", type=Path, metavar="FILE", help="one template with {} a line")
@@ -137,12 +149,12 @@ def run(options: Any, command: str) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     # All that can be wrong with what was asked for, before hours of encoding.
-    outputs = Outputs(options.output, options.html, options.replace)
+    outputs = Outputs(options.output, options.html, options.replace, options.on_bad_row == "skip")
     _check_extras(options.html)
     if options.clean_captions:
         clean_caption("")  # needs ftfy
     prepare = preparation(options.clean_captions, options.neutralise_special_tokens)
-    benchmarks = _load_benchmarks(options)
+    benchmarks, outputs.left_out = _load_benchmarks(options)
     names = display_names(options.models)
     find_device(options.device)
     for place in options.models:
@@ -178,31 +190,29 @@ def run(options: Any, command: str) -> None:
         raise EncodingError(f"Not evaluated, for what is said above: {failed}; {rest}.")
 
 
-def _load_benchmarks(options: Any) -> "list[Retrieval | Classification | Choices]":
-    from longclip_hf.evaluation.benchmarks import BENCHMARKS, Columns, load_benchmark
+def _load_benchmarks(options: Any) -> "tuple[list[Retrieval | Classification | Choices], LeftOut]":
+    """What is evaluated on, and what was left out of it."""
+    from longclip_hf.evaluation.benchmarks import BENCHMARKS, Columns, LeftOut, load_benchmark
 
-    columns = None
-    if (
-        options.image_column
-        or options.caption_column
-        or options.split
-        or options.image_root
-        or options.image_access != "root"
-    ):
-        columns = Columns(
-            options.image_column or "image", options.caption_column or ("caption",), options.split,
-            options.image_root, options.image_access,
-        )  # fmt: skip
+    given = Columns(
+        options.image_column, options.caption_column or (), options.split, options.image_root, options.image_access,
+        options.data_format,
+    )  # fmt: skip
+    columns = None if given == Columns() else given
+    left_out = LeftOut()
     if len({name.lower() for name in options.benchmark}) < len(options.benchmark):
         raise BenchmarkError(f"Name every benchmark once: {', '.join(options.benchmark)}.")
     # Of the classifications; where there is none, retrieval refuses them.
     names_and_templates = {"class_names": options.class_names, "templates": options.templates}
     known = {name: BENCHMARKS.get(name.lower()) for name in options.benchmark}
     whose = {name for name, entry in known.items() if entry and entry.kind == "classification"} or known.keys()
-    return [
-        load_benchmark(name, options.data, columns, **(names_and_templates if name in whose else {}))
-        for name in options.benchmark
-    ]
+    benchmarks = []
+    for name in options.benchmark:
+        own = LeftOut(skip=options.on_bad_row == "skip")
+        texts = names_and_templates if name in whose else {}
+        benchmarks.append(load_benchmark(name, options.data, columns, left_out=own, **texts))
+        left_out.rows += own.rows
+    return benchmarks, left_out
 
 
 def _check_extras(html: bool) -> None:

@@ -1,152 +1,130 @@
-"""Any source of the library `datasets` -> a retrieval benchmark: columns, images in rows, images in files."""
+"""Any source of images with captions -> a retrieval benchmark. `longclip_hf/sources.py` opens and reads it."""
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longclip_hf.errors import BenchmarkError, ImageError
-from longclip_hf.evaluation.data import IMAGE_SUFFIXES, ImageFile, Retrieval, counted, retrieval
-from longclip_hf.image_files import Access, ImageFiles
-
-FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+from longclip_hf.errors import BenchmarkError, DataError, ImageError
+from longclip_hf.evaluation.data import ImageFile, LeftOut, Retrieval, counted, retrieval
+from longclip_hf.image_files import IMAGE_SUFFIXES, Access, Kind
+from longclip_hf.rows import BadRow, field, image_key, texts_of
+from longclip_hf.sources import Columns as Found
+from longclip_hf.sources import Source, find_columns, kind_of, only, open_source, place_of
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a source of `datasets` keeps what.
+    """Where a source keeps what, and how it is read.
 
     Args:
-        image: of images, encoded images, or paths.
-        captions: one column or several, of texts or lists of texts.
+        image: of images, encoded images, or paths. None: the obvious one.
+        captions: one column or several, of texts, lists of texts, or conversations. None given: the obvious one. A dot
+            leads into a structure: `meta.caption`.
         split: or None, where there is only one.
         image_root: where names of image files begin, and what they may not leave; by default the folder `data`, or
             where the source lies.
         image_access: of images outside it; see `longclip_hf.image_files.ImageFiles`.
+        kind: how it is read; by default as its layout says.
     """
 
-    image: str = "image"
-    captions: Sequence[str] = ("caption",)
+    image: str | None = None
+    captions: Sequence[str] = ()
     split: str | None = None
     image_root: str | None = None
     image_access: Access = "root"
+    kind: Kind = "auto"
 
 
-def read_source(source: str, root: Path | None, columns: Columns) -> Retrieval:
+def read_source(source: str, root: Path | None, columns: Columns, left_out: LeftOut) -> Retrieval:
     """See `longclip_hf.evaluation.benchmarks.load_benchmark`."""
-    rows = _open_source(source, columns.split)
-    missing = [name for name in (columns.image, *columns.captions) if name not in rows.column_names]
-    if missing:
-        raise BenchmarkError(f"{source} has no column {missing[0]!r} but {', '.join(rows.column_names)}.")
-    files = ImageFiles.of(source, columns.image_root or root, columns.image_access)
-    # Rows of one file, or that hold the same bytes, are one image: two equal candidates would tie, which is a miss.
-    merged: dict[str | bytes, tuple[ImageFile, list[str]]] = {}
-    images = _row_images(rows, columns.image, source, files)
-    for (key, image), row in zip(images, rows.select_columns(list(dict.fromkeys(columns.captions))), strict=True):
-        texts = merged.setdefault(key, (image, []))[1]
-        for column in columns.captions:
-            texts += _texts(row[column], column, source)
-    joined = len(rows) - len(merged)
+    try:
+        kind = columns.kind if columns.kind != "auto" else kind_of(Path(source).expanduser())
+        opened = open_source(
+            source,
+            kind,
+            split=columns.split,
+            image_root=columns.image_root or (None if kind in ("imagefolder", "pairs") else root),
+            image_access=columns.image_access,
+        )
+        found = find_columns(opened, columns.image, columns.captions)
+        opened = only(opened, found)
+        # Rows of one file, or that hold the same bytes, are one image: two equal candidates would tie: a miss.
+        merged: dict[Any, tuple[ImageFile, list[str]]] = {}
+        for number in range(len(opened.rows)):
+            place = place_of(opened, number)
+            try:
+                key, image, texts = _read_row(opened, found, number, place)
+            except BadRow as bad:
+                left_out.add(place, bad.cause, f"{_begun(place)} cannot be read: {bad}.")
+            else:
+                merged.setdefault(key, (image, []))[1].extend(texts)
+    except DataError as error:
+        raise BenchmarkError(str(error)) from error
+    return retrieval(source, merged.values(), _notes(source, opened, columns, found, merged, left_out))
+
+
+def _notes(
+    source: str, opened: Source, columns: Columns, found: Found, merged: Mapping[Any, Any], left_out: LeftOut
+) -> list[str]:
     folder = Path(source).expanduser()
     unnamed = 0
     if folder.is_dir():
-        unnamed = len(_image_files(folder) - {Path(key).resolve() for key in merged if isinstance(key, str)})
+        files = {file.resolve() for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES}
+        unnamed = len(files - {Path(key).resolve() for key in merged if isinstance(key, str)})
+    joined = len(opened.rows) - len(left_out.rows) - len(merged)
     notes = counted(
         [
             ("rows with the image of an earlier row (one image, several captions)", joined),
             ("images in the folder that no row names, left out", unnamed),
         ]
     )
-    return retrieval(source, merged.values(), notes)
+    plain = found.image in ("image", "file_name") and list(found.captions) == ["caption"]
+    if not plain and not (columns.image and columns.captions):
+        notes.append(f"images from column {found.image!r}, captions from {', '.join(map(repr, found.captions))}")
+    return notes
 
 
-def _image_files(folder: Path) -> set[Path]:
-    return {file.resolve() for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES}
+def _read_row(source: Source, columns: Found, number: int, place: str) -> tuple[Any, ImageFile, list[str]]:
+    """What tells a row's image from others, the image, and the captions, of which None is an empty one.
 
-
-def _open_source(source: str, split: str | None) -> Any:
-    """A `datasets.Dataset` whose images stay undecoded."""
+    Raises:
+        BadRow: if the row cannot be evaluated.
+        DataError: for a column of something else.
+    """
+    row = source.rows[number]
+    value = field(row, columns.image)
+    texts = [text for column in columns.captions for text in texts_of(field(row, column), column) or [""]]
+    if not any(text.strip() for text in texts):
+        raise BadRow("empty_caption", f"column {' and '.join(map(repr, columns.captions))}")
+    held, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, value)
+    if isinstance(held, bytes):
+        return image_key(held), ImageFile(place, partial(_held, source.rows, number, columns.image)), texts
+    if not path:
+        raise BadRow("missing", f"there is no image in column {columns.image!r}")
+    if not isinstance(path, str):
+        raise DataError(
+            f"Column {columns.image!r} of {source.name} must hold images or paths, found {type(path).__name__}."
+        )
     try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            'Sources other than the named benchmarks are read with the package `datasets`, of the extra "evaluate": '
-            'pip install "longclip-hf[evaluate]"'
-        ) from error
-    path = Path(source).expanduser()
-    if path.is_file() and path.suffix.lower() not in FORMATS:
-        raise BenchmarkError(f"{source} is none of the files that are read here: {', '.join(FORMATS)}.")
-    try:
-        if path.is_file():
-            rows = datasets.load_dataset(FORMATS[path.suffix.lower()], data_files=str(path))
-        elif any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            rows = datasets.load_from_disk(str(path))
-        else:
-            rows = datasets.load_dataset(str(path) if path.is_dir() else source)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        raise BenchmarkError(f"{source} cannot be read by `datasets`: {type(cause).__name__}: {cause}") from error
-    if isinstance(rows, datasets.DatasetDict):
-        if split not in rows and (split is not None or len(rows) > 1):
-            raise BenchmarkError(f"{source} has no split {split!r}: name one of {', '.join(map(str, rows))}.")
-        rows = rows[split or next(iter(rows))]
-    elif split is not None:
-        raise BenchmarkError(f"{source} has no splits, so there is no {split!r} in it: leave it out.")
-    for name, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows
+        where = source.files.place(path)
+    except ImageError as error:
+        raise BadRow(error.cause, str(error)) from error
+    if "://" not in where and not Path(where).exists():
+        raise BadRow(
+            "missing",
+            f"there is no image {where}; relative paths begin in --image_root, --data, or beside the source",
+        )
+    return where, ImageFile(where, partial(source.files.read, path)), texts
 
 
-def _row_images(rows: Any, column: str, source: str, files: ImageFiles) -> Iterator[tuple[str | bytes, ImageFile]]:
-    """The image of every row, and what tells it from others: its path, or the digest of the bytes in the row."""
-    import pyarrow
-    import pyarrow.compute
-
-    number = 0
-    rows = rows.select_columns([column])
-    for batch in rows.with_format("arrow").iter(1000):
-        cells = batch[column]
-        if pyarrow.types.is_struct(cells.type) and {"bytes", "path"} <= {field.name for field in cells.type}:
-            held = pyarrow.compute.struct_field(cells, "bytes")
-            paths = pyarrow.compute.struct_field(cells, "path").to_pylist()
-        elif pyarrow.types.is_string(cells.type) or pyarrow.types.is_large_string(cells.type):
-            held, paths = [None] * len(cells), cells.to_pylist()
-        elif pyarrow.types.is_binary(cells.type) or pyarrow.types.is_large_binary(cells.type):
-            held, paths = cells, [None] * len(cells)
-        else:
-            raise BenchmarkError(f"Column {column!r} of {source} must hold images or paths, found {cells.type}.")
-        for content, path in zip(held, paths, strict=True):
-            if content is not None and content.is_valid:
-                digest = hashlib.sha256(content.as_buffer()).digest()
-                yield digest, ImageFile(f"row {number} of {source}", partial(_read_cell, rows, number, column))
-            elif not path:
-                raise BenchmarkError(f"Row {number} of {source} has no image in column {column!r}.")
-            else:
-                try:
-                    place = files.place(path)
-                except ImageError as error:
-                    raise BenchmarkError(f"Row {number} of {source}: {error}") from error
-                if "://" not in place and not Path(place).exists():
-                    raise BenchmarkError(
-                        f"There is no image {place}, which row {number} of {source} names. Relative paths begin in "
-                        "--image_root, --data, or beside the source."
-                    )
-                yield place, ImageFile(place, partial(files.read, path))
-            number += 1
-
-
-def _read_cell(rows: Any, number: int, column: str) -> bytes:
-    cell: Any = rows[number][column]
-    content: bytes = cell["bytes"] if isinstance(cell, Mapping) else cell
+def _held(rows: Any, number: int, column: str) -> bytes:
+    """The bytes of a row's image."""
+    value: Any = field(rows[number], column)
+    content: bytes = value["bytes"] if isinstance(value, Mapping) else value
     return content
 
 
-def _texts(cell: Any, column: str, source: str) -> list[str]:
-    """The captions in a cell: one, or a list of them. None is an empty one."""
-    texts = ["" if text is None else text for text in (cell if isinstance(cell, list) else [cell])]
-    if not all(isinstance(text, str) for text in texts):
-        raise BenchmarkError(f"Column {column!r} of {source} must hold texts or lists of texts, found {cell!r:.60}.")
-    return texts
+def _begun(place: str) -> str:
+    return place[:1].upper() + place[1:]

@@ -13,6 +13,11 @@ from urllib.parse import unquote
 from longclip_hf.errors import ImageError
 
 Access = Literal["root", "local", "any"]
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+# How a source is read; see `longclip_hf.sources`.
+Kind = Literal[
+    "auto", "datasets", "sharegpt4v", "imagefolder", "json", "csv", "tsv", "parquet", "arrow", "webdataset", "pairs"
+]
 
 # No image of MAX_PIXELS needs more, whatever its format; what is named by mistake would fill the memory.
 MAX_FILE_BYTES = 1 << 30

@@ -98,7 +98,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image
     rescaled = None
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if _is_deep(image.mode):
         image, rescaled = _eight_bits(image)
     elif image.mode == "P":  # to RGB at once, Pillow warns where the palette has transparency
         image = image.convert("RGBA")
@@ -106,6 +106,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if rescaled is not None:
         image.info[RESCALED] = rescaled
     return image
+
+
+def is_rescaled(content: bytes) -> bool:
+    """Whether an image file has more than 8 bits of grey, by its header alone; see `to_rgb`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
+                return _is_deep(image.mode)
+    except Exception:  # nothing that is decoded either, which says why
+        return False
+
+
+def _is_deep(mode: str) -> bool:
+    return mode in ("I", "F") or mode.startswith("I;16")
 
 
 @functools.cache

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from longclip_hf.cleaning import SPECIAL_TOKEN
-from longclip_hf.training.captions import BadRow, CaptionRows, CaptionStream, shard_rows
+from longclip_hf.rows import BadRow
+from longclip_hf.training.captions import CaptionRows, CaptionStream, RowReader, shard_rows
 
 # Of a table evenly spaced rows are looked at; of a stream the first, which are read with their images.
 TABLE_ROWS, STREAM_ROWS = 10_000, 256
@@ -90,13 +91,13 @@ def _captions(rows: CaptionRows | CaptionStream) -> Iterator[tuple[str, str]]:
             continue
 
 
-def text_rows(rows: CaptionRows, most: int | None = None) -> Iterable[Mapping[str, Any]]:
+def text_rows(rows: CaptionRows, most: int | None = None) -> Iterable[Any]:
     """The rows of a table without their images, about `most` of them evenly spaced, or all."""
-    columns = {column.partition(".")[0] for column in (rows.read.long_column, rows.read.short_column) if column}
-    texts = rows.rows
-    if hasattr(texts, "select_columns") and columns <= set(texts.column_names):  # without the images in other columns
-        texts = texts.select_columns(sorted(columns))
-    return (texts[at] for at in range(0, len(rows), max(1, len(rows) // (most or len(rows)))))
+    texts, places = rows.rows, rows.places
+    if isinstance(rows.read, RowReader) and hasattr(texts, "select_columns"):  # without the images in other columns
+        columns = {column.partition(".")[0] for column in (rows.read.long_column, rows.read.short_column) if column}
+        texts = texts.select_columns(sorted(columns & set(texts.column_names)))
+    return (texts[int(places[at])] for at in range(0, len(rows), max(1, len(rows) // (most or len(rows)))))
 
 
 def _stream_rows(rows: CaptionStream) -> Iterable[Mapping[str, Any]]:

@@ -8,34 +8,26 @@ Rows that cannot be trained on are skipped without changing the number of batche
 travel with the batches, because the rows are read in other processes than the one that reports them.
 """
 
+import hashlib
 import itertools
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
+import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from longclip_hf.errors import DataError, ImageError, LongCLIPError
+from longclip_hf.errors import DataError
 from longclip_hf.image_files import ImageFiles
-from longclip_hf.images import decode_image
+from longclip_hf.images import RESCALED
+from longclip_hf.rows import BAD_ROW_CAUSES, BadRow, RowLog, bad_rows_report, field, image_key, read_image, texts_of
 from longclip_hf.sentences import first_sentence
 
 logger = logging.getLogger(__name__)
-
-# In the order of the counts that travel with rows and batches.
-BAD_ROW_CAUSES = ("missing", "unreadable", "oversized", "empty_caption", "refused")
-
-
-class BadRow(LongCLIPError):
-    """One row that cannot be trained on, for the cause `BAD_ROW_CAUSES[index]`."""
-
-    def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(f"{cause} ({detail})")
-        self.index = BAD_ROW_CAUSES.index(cause)
 
 
 class CaptionRow(TypedDict):
@@ -45,53 +37,6 @@ class CaptionRow(TypedDict):
     caption: str  # the long one
     short_caption: str
     bad_rows: Sequence[int]  # how many were skipped on the way to this one, in the order of BAD_ROW_CAUSES
-
-
-def bad_rows_report(counts: Iterable[int]) -> str:
-    """`"13 bad rows: 10 missing, 3 unreadable"`, from counts in the order of `BAD_ROW_CAUSES`."""
-    named = [(int(count), cause) for count, cause in zip(counts, BAD_ROW_CAUSES, strict=True)]
-    causes = ", ".join(f"{count} {cause}" for count, cause in named if count)
-    return f"{sum(count for count, _ in named)} bad rows" + (f": {causes}" if causes else "")
-
-
-# One row
-
-
-def read_image(value: Any, files: ImageFiles, max_pixels: int, target: int | None = None) -> Image.Image:
-    """Opens, checks and decodes an image, upright and in RGB.
-
-    Args:
-        value: a path, the bytes of a file, the `{"bytes", "path"}` of an undecoded `datasets.Image`, or a PIL image.
-        files: what paths may name.
-        max_pixels: of the largest image that is decoded.
-        target: see `decode_image`.
-
-    Raises:
-        BadRow: if it is missing, unreadable, oversized or refused.
-        DataError: if `value` is nothing of that kind.
-    """
-    name = "an image without a path"
-    if isinstance(value, Mapping):
-        name = value.get("path") or name
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if value is None or value == "":
-        raise BadRow("missing", "no path is given")
-    if not isinstance(value, str | bytes | Image.Image):
-        raise DataError(f"The image column must hold images, files or paths, found {type(value).__name__}.")
-    try:
-        if isinstance(value, str):
-            name, value = value, files.read(value)
-        return decode_image(value, name, max_pixels, target)
-    except ImageError as error:
-        raise BadRow(error.cause, str(error)) from error
-
-
-def field(row: Mapping[str, Any], column: str) -> Any:
-    """`row[column]`, or what lies within a structure, `"json.caption"`, or None."""
-    if column in row:
-        return row[column]
-    outer, _, inner = column.partition(".")
-    return field(row[outer], inner) if inner and isinstance(row.get(outer), Mapping) else None
 
 
 @dataclass(frozen=True)
@@ -108,6 +53,7 @@ class RowReader:
         target: of the side that the model sees, if images need not have more than twice that; see `decode_image`.
         first_sentence: of a long caption.
         prepare: done to every caption before, such as cleaning; see `longclip_hf.cleaning.preparation`.
+        rescaled: where images of more than 8 bits are written down.
     """
 
     image_column: str
@@ -119,6 +65,7 @@ class RowReader:
     target: int | None = None
     first_sentence: Callable[[str], str] = first_sentence
     prepare: Callable[[str], str] | None = None
+    rescaled: RowLog | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -131,36 +78,76 @@ class RowReader:
             "images_decoded_for": self.target,
         }
 
-    def __call__(self, row: Mapping[str, Any]) -> tuple[Any, str, str]:
+    def __call__(self, row: Any, draw: int = 0) -> tuple[Any, str, str]:
         """
+        Args:
+            row: a mapping, or the `BadRow` that stands in its place.
+            draw: which caption is taken where there are several: the remainder of this.
+
         Raises:
             BadRow: if the row cannot be trained on.
         """
-        caption, short = self.captions(row)
-        image = read_image(field(row, self.image_column), self.files, self.max_image_pixels, self.target)
+        caption, short = self.captions(row, draw)
+        value = self.image(row)
+        image = read_image(value, self.files, self.max_image_pixels, self.target)
+        if self.rescaled is not None and RESCALED in image.info:
+            self.rescaled.add(str(image_key(value)), "rescaled", image.info[RESCALED])
         return (image if self.transform is None else self.transform(image)), caption, short
 
-    def captions(self, row: Mapping[str, Any]) -> tuple[str, str]:
+    def __str__(self) -> str:
+        short = "their first sentences" if self.short_column is None else repr(self.short_column)
+        return f"images from {self.image_column!r}, captions from {self.long_column!r}, short ones: {short}"
+
+    def without_transform(self) -> "RowReader":
+        """A reader that decodes and leaves it at that."""
+        return replace(self, transform=None)
+
+    def image(self, row: Any) -> Any:
+        """What stands in the image's column."""
+        return field(row, self.image_column)
+
+    def captions(self, row: Any, draw: int = 0) -> tuple[str, str]:
         """The long and the short caption.
 
         Raises:
             BadRow: if one is empty.
         """
-        caption = self._caption(row, self.long_column)
-        short = self._caption(row, self.short_column) if self.short_column else self.first_sentence(caption)
+        texts = self._texts(row, self.long_column)
+        caption = texts[draw % len(texts)]
+        if self.short_column is None:
+            return caption, self._first_sentence(caption)
+        texts = self._texts(row, self.short_column)
+        return caption, texts[draw % len(texts)]
+
+    def short_captions(self, row: Any) -> list[str]:
+        """All that may be drawn as the short caption.
+
+        Raises:
+            BadRow: if there is none.
+        """
+        if self.short_column is not None:
+            return self._texts(row, self.short_column)
+        return [self._first_sentence(text) for text in self._texts(row, self.long_column)]
+
+    def _first_sentence(self, caption: str) -> str:
+        short = self.first_sentence(caption)
         if not short.strip():
             raise BadRow("empty_caption", f"{caption[:40]!r} has no first sentence")
-        return caption, short
+        return short
 
-    def _caption(self, row: Mapping[str, Any], column: str) -> str:
-        caption = field(row, column)
-        if caption is not None and not isinstance(caption, str):
-            raise DataError(f"Column {column!r} must hold texts, found {type(caption).__name__}: {caption!r:.80}")
-        if caption is not None and self.prepare is not None:
-            caption = self.prepare(caption)
-        if caption is None or not caption.strip():
+    def _texts(self, row: Any, column: str) -> list[str]:
+        texts = texts_of(field(row, column), column)
+        if self.prepare is not None:
+            texts = [self.prepare(text) for text in texts]
+        texts = [text for text in texts if text.strip()]
+        if not texts:
             raise BadRow("empty_caption", f"column {column!r}")
-        return caption
+        return texts
+
+
+def drawn(seed: int, epoch: int, row: int | str) -> int:
+    """A number that follows from these three alone, for one of a row's captions."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {epoch} {row}".encode(), digest_size=8).digest())
 
 
 def _forbid(place: str, bad: BadRow) -> DataError:
@@ -187,33 +174,63 @@ class CaptionRows(Dataset[CaptionRow]):
         rows: the source's rows by index: a `datasets.Dataset`, mapped from disk, or any sequence.
         read: makes of a row what is trained on.
         on_bad_row: `"skip"`, or `"error"`.
-        first_row: the number of `rows[0]` in its source, for error messages.
+        places: which of the rows; by default all.
+        seed: of the captions that are drawn where a row has several.
+        log: where bad rows are written down.
 
     Raises:
         DataError: on access, at a bad row under `"error"`, or if all rows are bad.
     """
 
-    def __init__(self, rows: Any, read: RowReader, on_bad_row: str = "skip", first_row: int = 0) -> None:
+    def __init__(
+        self,
+        rows: Any,
+        read: RowReader,
+        on_bad_row: str = "skip",
+        *,
+        places: Sequence[int] | None = None,
+        seed: int = 0,
+        log: RowLog | None = None,
+    ) -> None:
         self.rows = rows
         self.read = read
         self.on_bad_row = on_bad_row
-        self.first_row = first_row
+        self.places = range(len(rows)) if places is None else places
+        self.seed = seed
+        self.log = log
+        # Shared with dataloader workers that live longer than an epoch.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.places)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Of the row's captions, where there are several, each epoch draws another."""
+        self._epoch.fill_(epoch)
+
+    def place(self, index: int) -> str:
+        """Where a row stands, for errors."""
+        at = int(self.places[index])
+        within = self.rows.place(at) if hasattr(self.rows, "place") else ""
+        return f"Row {at}" + (f" ({within})" if within else "")
 
     def __getitem__(self, index: int) -> CaptionRow:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         counts = [0] * len(BAD_ROW_CAUSES)
         last = None
-        for place in walk(index, len(self)):
+        epoch = int(self._epoch)
+        for step in walk(index, len(self)):
+            at = int(self.places[step])
             try:
-                image, caption, short = self.read(self.rows[place])
+                image, caption, short = self.read(self.rows[at], drawn(self.seed, epoch, at))
             except BadRow as bad:
+                place = self.place(step)
                 if self.on_bad_row == "error":
-                    raise _forbid(f"Row {self.first_row + place}", bad) from bad
-                logger.info("row %d: %s", self.first_row + place, bad)
+                    raise _forbid(place, bad) from bad
+                logger.info("%s: %s", place, bad)
+                if self.log is not None:
+                    self.log.add(place, bad.cause, bad.detail)
                 counts[bad.index] += 1
                 last = bad
             else:
@@ -260,21 +277,20 @@ def shuffled(rows: Iterable[Any], size: int, rng: random.Random) -> Iterator[Any
     yield from held
 
 
-def shard_rows(rows: Any, shard: int) -> Iterator[Mapping[str, Any]]:
-    """The rows of one shard of a `datasets.IterableDataset`, in order.
+def shard_rows(rows: Any, shard: int) -> Iterator[Any]:
+    """The rows of one shard of a `FileStream` or a `datasets.IterableDataset`, in order.
 
     Raises:
         DataError: where the shard breaks off.
     """
     position, last = 0, "its beginning"
     try:
-        # `iter(batch_size)` and not `iter()`, which would divide the shards among dataloader workers once more.
-        for batch in rows.shard(num_shards=rows.num_shards, index=shard).iter(batch_size=16):
-            for values in zip(*batch.values(), strict=True):
-                row = dict(zip(batch, values, strict=True))
-                yield row
-                last = f"row {position} {_tar_place(row)}".rstrip()
-                position += 1
+        for row in rows.read_shard(shard) if hasattr(rows, "read_shard") else _dataset_shard(rows, shard):
+            yield row
+            last = f"row {position} {_tar_place(row)}".rstrip()
+            position += 1
+    except DataError:  # says where it was
+        raise
     except Exception as error:  # of the file system, of tarfile, of a decoder
         raise DataError(
             f"Shard {shard} of {rows.num_shards} breaks off soon after {last}: {type(error).__name__}: {error}. "
@@ -282,8 +298,15 @@ def shard_rows(rows: Any, shard: int) -> Iterator[Mapping[str, Any]]:
         ) from error
 
 
-def _tar_place(row: Mapping[str, Any]) -> str:
-    return f"({row['__key__']} in {row['__url__']})" if "__key__" in row else ""
+def _dataset_shard(rows: Any, shard: int) -> Iterator[dict[str, Any]]:
+    # `iter(batch_size)` and not `iter()`, which would divide the shards among dataloader workers once more.
+    for batch in rows.shard(num_shards=rows.num_shards, index=shard).iter(batch_size=16):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
+
+
+def _tar_place(row: Any) -> str:
+    return f"({row['__key__']} in {row['__url__']})" if isinstance(row, Mapping) and "__key__" in row else ""
 
 
 class CaptionStream(IterableDataset[CaptionRow]):
@@ -301,9 +324,11 @@ class CaptionStream(IterableDataset[CaptionRow]):
         read: makes of a row what is trained on.
         on_bad_row: `"skip"`, or `"error"`.
         begin: shard and row that training begins with. Those before are held out.
+        heldout: keys of images that are held out (`image_key`); their other rows are not trained on either.
         shuffle_buffer: rows that are held, undecoded, to draw from.
         seed: of the order.
         rank, world_size: this process and how many there are.
+        log: where bad rows are written down.
 
     Raises:
         DataError: on iteration, at a bad row under `"error"`, at a shard that breaks off, after a pass without a good
@@ -317,15 +342,19 @@ class CaptionStream(IterableDataset[CaptionRow]):
         on_bad_row: str = "skip",
         *,
         begin: tuple[int, int] = (0, 0),
+        heldout: Collection[Any] = (),
         shuffle_buffer: int = 1000,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        log: RowLog | None = None,
     ) -> None:
         self.rows = rows
         self.read = read
         self.on_bad_row = on_bad_row
         self.begin = begin
+        self.heldout = frozenset(heldout)
+        self.log = log
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
         self.rank = rank
@@ -343,11 +372,13 @@ class CaptionStream(IterableDataset[CaptionRow]):
             for place, row in self.one_pass(epoch):
                 total += 1
                 try:
-                    image, caption, short = self.read(row)
+                    image, caption, short = self.read(row, drawn(self.seed, epoch, place))
                 except BadRow as bad:
                     if self.on_bad_row == "error":
                         raise _forbid(place, bad) from bad
                     logger.info("%s: %s", place, bad)
+                    if self.log is not None:
+                        self.log.add(place, bad.cause, bad.detail)
                     counts[bad.index] += 1
                     last = bad
                 else:
@@ -360,7 +391,7 @@ class CaptionStream(IterableDataset[CaptionRow]):
             if not good:
                 raise all_bad(f"the {total} rows of reader {slot} of {slots}", counts, last)
 
-    def one_pass(self, epoch: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def one_pass(self, epoch: int) -> Iterator[tuple[str, Any]]:
         """This reader's rows once, undecoded and shuffled, each with its place in the source."""
         slot, slots = self._slot()
         rng = random.Random(f"{self.seed} {epoch} {slot}")
@@ -368,13 +399,21 @@ class CaptionStream(IterableDataset[CaptionRow]):
         rng.shuffle(shares)
         return shuffled((row for part in shares for row in self._part(*part, slots)), self.shuffle_buffer, rng)
 
-    def _part(self, trained: int, residues: range, slots: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def _part(self, trained: int, residues: range, slots: int) -> Iterator[tuple[str, Any]]:
         """The rows in `residues` of a shard, counted from the one that training begins with."""
         shard = self.begin[0] + trained
         begin = 0 if trained else self.begin[1]
         for number, row in enumerate(shard_rows(self.rows, shard)):
-            if number >= begin and (number - begin) % slots in residues:
+            if number >= begin and (number - begin) % slots in residues and not self._is_held_out(row):
                 yield f"Row {number} of shard {shard} {_tar_place(row)}".rstrip(), row
+
+    def _is_held_out(self, row: Any) -> bool:
+        if not self.heldout or isinstance(row, BadRow):
+            return False
+        try:
+            return image_key(self.read.image(row)) in self.heldout
+        except BadRow:
+            return False
 
     def _slot(self) -> tuple[int, int]:
         """Which reader this is, of how many: every dataloader worker of every process is one."""

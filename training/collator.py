@@ -14,8 +14,8 @@ from PIL import Image
 from longclip_hf.errors import DataError
 from longclip_hf.image_files import ImageFiles
 from longclip_hf.images import MAX_PIXELS
+from longclip_hf.rows import BAD_ROW_CAUSES, BadRow, read_image
 from longclip_hf.sentences import first_sentence, sentences
-from longclip_hf.training.captions import BAD_ROW_CAUSES, BadRow, read_image
 from longclip_hf.training.pixels import Pixels
 
 # What `sentences` leaves at the end of a sentence, or at its end within a quotation.

@@ -10,7 +10,7 @@ import torch
 
 from longclip_hf.evaluation.effective_length import effective_length
 from longclip_hf.evaluation.retrieval import ranks_among, retrieval_ranks
-from longclip_hf.training.captions import BAD_ROW_CAUSES, bad_rows_report
+from longclip_hf.rows import BAD_ROW_CAUSES, bad_rows_report
 from longclip_hf.training.curves import draw_curves
 from longclip_hf.training.encoding import Embeddings, lengths_of
 from longclip_hf.training.losses import LossTerms

@@ -5,11 +5,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
 from longclip_hf.errors import CheckpointError
 from longclip_hf.training.captions import CaptionRows, CaptionStream, shard_rows
+from longclip_hf.training.joined import Joined
 
 # Of the training arguments, those that decide which weights a run ends with: not how fast (groups, caches, workers of
 # a table), nor what is logged, evaluated and saved.
@@ -70,7 +72,12 @@ def fingerprint(dataset: Any) -> str:
         texts = [_texts(next(iter(shard_rows(dataset.rows, shard)), {})) for shard in (0, dataset.rows.num_shards - 1)]
         shape = f"{dataset.rows.num_shards} shards from {dataset.begin}, drawn from {dataset.shuffle_buffer}"
         return f"{shape}: {_digest(texts)}"
-    rows = dataset.rows if isinstance(dataset, CaptionRows) else dataset
+    if isinstance(dataset, CaptionRows):
+        drawn = "" if isinstance(dataset.places, range) else f", {_sha(np.asarray(dataset.places).tobytes())}"
+        return f"{len(dataset)}{drawn} of {fingerprint(dataset.rows)}"
+    if isinstance(dataset, Joined):
+        return "; ".join(map(fingerprint, dataset.tables))
+    rows = getattr(dataset, "table", dataset)  # of files of JSON and tars
     if not hasattr(rows, "__len__"):
         return type(rows).__name__
     if not hasattr(rows, "with_format") or not hasattr(rows, "features"):
@@ -82,12 +89,18 @@ def fingerprint(dataset: Any) -> str:
     return f"{len(rows)} rows: {_digest(texts)}"
 
 
-def _texts(row: Mapping[str, Any]) -> dict[str, str]:
+def _texts(row: Any) -> dict[str, str]:
+    if not isinstance(row, Mapping):  # a bad row, or one of several sources
+        return _texts(row[1]) if isinstance(row, tuple) else {}
     return {name: value for name, value in row.items() if isinstance(value, str) and not name.startswith("__")}
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return _sha(json.dumps(value, sort_keys=True).encode())
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def changes_since(

@@ -9,9 +9,10 @@ import numpy as np
 from torch.utils.data import IterableDataset, Sampler
 
 from longclip_hf.errors import TrainingError
+from longclip_hf.rows import BadRow
 from longclip_hf.sentences import first_sentence
 from longclip_hf.training.caption_report import text_rows
-from longclip_hf.training.captions import BadRow, CaptionRows
+from longclip_hf.training.captions import CaptionRows
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ def short_captions(dataset: Any) -> list[str | None]:
     """The short caption of every row, read without its image; None where it has none.
 
     Raises:
-        TrainingError: for a data set whose captions cannot be read alone.
+        TrainingError: for a data set whose captions cannot be read alone, or that are drawn from lists.
     """
     if isinstance(dataset, IterableDataset):
         raise TrainingError(
@@ -41,9 +42,15 @@ def short_captions(dataset: Any) -> list[str | None]:
 
 def _of_row(dataset: CaptionRows, row: Mapping[str, Any]) -> str | None:
     try:
-        return dataset.read.captions(row)[1]
+        captions = dict.fromkeys(dataset.read.short_captions(row))
     except BadRow:
         return None
+    if len(captions) > 1:
+        raise TrainingError(
+            "distinct_short_captions is for rows of one short caption, and of this one every epoch draws another of "
+            f"{len(captions)}: {', '.join(map(repr, captions))}. Leave it out, or train on a column without lists."
+        )
+    return next(iter(captions))
 
 
 class DistinctSampler(Sampler[int]):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from longclip_hf.image_files import Kind
 from longclip_hf.images import MAX_PIXELS
 
 HELDOUT_ROWS = 1000  # as in the paper (section 4.1) and the released code
@@ -34,15 +35,22 @@ class DataArguments:
 
     data: str = field(
         metadata={
-            "help": "What to train on: a Hub id or a local folder that `datasets` recognises, ShareGPT4V's JSON file, "
-            "or for the other formats a folder, a file or a pattern such as 'shards/*.tar'."
+            "help": "What to train on: a folder, a file, a pattern such as 'shards/*.tar', an address or a Hub id."
         }
     )
-    data_format: Literal["datasets", "sharegpt4v", "imagefolder", "parquet", "webdataset"] = field(
-        default="datasets",
+    more_data: list[str] | None = field(
+        default=None,
         metadata={
-            "help": "How to read it. datasets: by its layout. sharegpt4v: a JSON list of objects with 'image' and "
-            "'conversations'. imagefolder: images beside a metadata.jsonl. webdataset: tar shards, always streamed."
+            "help": "Further sources to train on, each read as its layout says; their columns may have other names.",
+            "nargs": "+",
+        },
+    )
+    data_format: Kind = field(
+        default="auto",
+        metadata={
+            "help": "How to read it. auto: as its layout says. datasets: as the library does. sharegpt4v: a JSON list "
+            "of objects with 'image' and 'conversations'. imagefolder: images beside a metadata.jsonl. webdataset: "
+            "tars, always streamed. pairs: a text file beside each image. Files may be packed (.gz, .zst)."
         },
     )
     data_config: str | None = field(
@@ -63,15 +71,19 @@ class DataArguments:
             "this machine (local), or URLs too (any). Others are bad rows."
         },
     )
-    image_column: str = field(
-        default="image",
+    image_column: str | None = field(
+        default=None,
         metadata={
-            "help": "Column of images, of encoded images or of paths. webdataset: the extension, such as 'jpg'."
+            "help": "Column of images, of encoded images or of paths. webdataset: the extension, such as 'jpg'. "
+            "Default: the obvious one, which is said."
         },
     )
-    long_column: str = field(
-        default="caption",
-        metadata={"help": "Column of long captions. A dot leads into a structure: 'json.caption'."},
+    long_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of long captions, of lists of them, of which each epoch draws one, or of conversations. A "
+            "dot leads into a structure: 'json.caption'. Default: the obvious one, which is said."
+        },
     )
     short_column: str | None = field(
         default=None, metadata={"help": "Column of short captions. Default: the first sentence of the long one."}
@@ -100,6 +112,10 @@ class DataArguments:
     heldout_rows: int = field(
         default=HELDOUT_ROWS,
         metadata={"help": "The first so many rows are held out for evaluation and not trained on. 0: none."},
+    )
+    heldout_shuffle: bool = field(
+        default=False,
+        metadata={"help": "Hold out as many rows drawn from all (by --seed) instead of the first. Not of a stream."},
     )
     streaming: bool = field(
         default=False,

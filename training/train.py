@@ -231,6 +231,7 @@ def run(settings: Settings) -> dict[str, float]:
     import torch
     from transformers import AutoProcessor, PrinterCallback, TrainerCallback, set_seed
 
+    from longclip_hf.rows import BAD_ROW_CAUSES, RowLog, bad_rows_report
     from longclip_hf.training.caption_report import report_captions
     from longclip_hf.training.captions import CaptionStream
     from longclip_hf.training.checkpoints import last_complete_checkpoint
@@ -270,6 +271,12 @@ def run(settings: Settings) -> dict[str, float]:
     collator = CaptionCollator(
         processor.tokenizer, processor.image_processor, length, sentences=training.draws_sentences
     )
+    resume = training.resume_from_checkpoint or last_complete_checkpoint(training.output_dir)
+    bad_rows = Path(training.output_dir, "bad_rows.jsonl")
+    rescaled = bad_rows.with_name("rescaled_images.jsonl")
+    if resume is None and training.process_index == 0:
+        bad_rows.unlink(missing_ok=True)  # of an earlier run
+        rescaled.unlink(missing_ok=True)
     train_rows, heldout_rows = load_rows(
         settings.data,
         transform=collator.pixels,
@@ -277,6 +284,7 @@ def run(settings: Settings) -> dict[str, float]:
         seed=training.seed,
         rank=training.process_index,
         world_size=training.world_size,
+        log=bad_rows,
     )
     if isinstance(train_rows, CaptionStream) and training.max_steps <= 0:
         raise ValueError("A stream has no end: say with --max_steps how many steps to train.")
@@ -290,11 +298,12 @@ def run(settings: Settings) -> dict[str, float]:
         callbacks=[StopIfDone()],
     )
     said = trainer.is_world_process_zero() and not settings.quiet
+    if said:
+        print(f"{settings.data.data}: {train_rows.read}.", flush=True)
     if said and (report := report_captions(train_rows, processor.tokenizer, length)):
         print(report, flush=True)
     if settings.quiet:
         trainer.remove_callback(PrinterCallback)  # the Trainer's, where it shows no bar
-    resume = training.resume_from_checkpoint or last_complete_checkpoint(training.output_dir)
     if resume is not None and trainer.is_world_process_zero() and not settings.quiet:
         print(f"Going on from {resume}.", flush=True)
     with suppress(_Done):
@@ -307,8 +316,14 @@ def run(settings: Settings) -> dict[str, float]:
         trainer.save_metrics("eval", metrics, combined=False)
     trainer.save_model(training.output_dir)
     said = trainer.report()
-    if trainer.is_world_process_zero() and not settings.quiet:
-        print(said)
+    if trainer.is_world_process_zero():
+        if distinct := RowLog(bad_rows).distinct():
+            counts = [distinct[cause] for cause in BAD_ROW_CAUSES]
+            said += f" Each row once, these are {bad_rows_report(counts)} ({bad_rows.name} names them)."
+        if deep := RowLog(rescaled).distinct().total():
+            said += f" {deep} images of more than 8 bits were scaled to 8 ({rescaled.name} says from which range)."
+        if not settings.quiet:
+            print(said)
     return metrics
 
 

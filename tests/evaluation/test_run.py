@@ -12,6 +12,7 @@ import fork_server
 import pytest
 import torch
 from caption_files import imagefolder, make_rows, png
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
@@ -409,6 +410,27 @@ def test_figures_of_sentences(longclip_folder: Path, tmp_path: Path) -> None:
     assert found["himo_rises"].value == pytest.approx(float((cosines.diff() > 0).double().mean()), abs=1e-6)
     assert "captions of one sentence, which has no HiMo@K and no first one to drop: 1" in results.benchmarks[0].notes
     assert "| HiMo@K " in (tmp_path / "photos-out" / "report.md").read_text()
+
+
+def test_bad_rows_are_skipped_when_asked(longclip_folder: Path, tmp_path: Path) -> None:
+    """They are counted in the notes and named in a file, and the 16 bits of another image are said too."""
+    (tmp_path / "photos").mkdir()
+    rows = make_rows(5)
+    rows[1]["bytes"] = rows[1]["bytes"][:60]
+    rows[2]["bytes"] = None
+    imagefolder(rows, tmp_path / "photos")
+    Image.new("I;16", (40, 32), 3000).save(tmp_path / "photos" / "0003.png")
+    given = [*map(str, (longclip_folder, "--benchmark", tmp_path / "photos")), "--no_effective_length", *QUICK]
+    given += ["--output", str(tmp_path / "out")]
+    assert run.main(given) == 2
+    assert run.main([*given, "--on_bad_row", "skip"]) == 0
+    (benchmark,) = read_results(tmp_path / "out" / "results.json").benchmarks
+    assert benchmark.images == 3
+    assert "rows left out, missing (bad_rows.jsonl): 1" in benchmark.notes
+    assert "rows left out, unreadable (bad_rows.jsonl): 1" in benchmark.notes
+    assert "images of more than 8 bits, scaled to 8 by the range of their values: 1" in benchmark.notes
+    bad = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
+    assert [row["cause"] for row in bad] == ["missing", "unreadable"]
 
 
 @pytest.mark.parametrize("captions", [1, 3])

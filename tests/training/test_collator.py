@@ -26,9 +26,7 @@ from transformers import AutoProcessor, CLIPTokenizer, CLIPTokenizerFast
 
 from longclip_hf.errors import DataError
 from longclip_hf.images import to_rgb
-from longclip_hf.training.captions import (
-    BAD_ROW_CAUSES,
-)
+from longclip_hf.rows import BAD_ROW_CAUSES
 from longclip_hf.training.collator import CaptionCollator, even_groups, length_groups
 from longclip_hf.training.pixels import normalised
 from longclip_hf.training.settings import DataArguments
