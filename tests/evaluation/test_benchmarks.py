@@ -492,9 +492,7 @@ def test_files_with_paths(suffix: str, photos: Path, tmp_path: Path) -> None:
         assert isinstance(result, Retrieval)
         assert contents(result) == PAIRS
     missing = re.escape(str(tmp_path / "a.png"))
-    with pytest.raises(
-        BenchmarkError, match=rf"(Row 0|Line 1) of .*: missing \(there is no image {missing}; relative"
-    ):
+    with pytest.raises(BenchmarkError, match=rf"(Row 0|Line 1) of .*: missing \(there is no image {missing}"):
         load_benchmark(str(file), None, Columns("file", ["text"]))
 
 
@@ -550,7 +548,7 @@ def test_sources_that_do_not_fit(photos: Path, tmp_path: Path) -> None:
         ({"image": [str(photos / "a.png")], "caption": [1]}, "must hold texts or lists of texts, found int: 1"),
         (
             {"image": ["a.png", None], "caption": ["a", "b"]},
-            r"Row 1 of .*: missing \(there is no image in column 'image'\)",
+            r"Row 1 of .*: missing \(there is no image in column",
         ),
         ({"image": ["a.png"], "caption": [" "]}, r"Row 0 of .*: empty_caption \(column 'caption'\)"),
     ):

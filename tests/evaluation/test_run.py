@@ -11,7 +11,7 @@ import datasets
 import fork_server
 import pytest
 import torch
-from caption_files import imagefolder, make_rows, png
+from caption_files import imagefolder, make_rows, png, write_images
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -420,17 +420,25 @@ def test_bad_rows_are_skipped_when_asked(longclip_folder: Path, tmp_path: Path) 
     rows[2]["bytes"] = None
     imagefolder(rows, tmp_path / "photos")
     Image.new("I;16", (40, 32), 3000).save(tmp_path / "photos" / "0003.png")
-    given = [*map(str, (longclip_folder, "--benchmark", tmp_path / "photos")), "--no_effective_length", *QUICK]
-    given += ["--output", str(tmp_path / "out")]
+    for number in range(2):
+        (tmp_path / "classes" / f"class {number}").mkdir(parents=True)
+        write_images(make_rows(3), tmp_path / "classes" / f"class {number}")
+    broken = tmp_path / "classes" / "class 0" / "0001.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    given = [*map(str, (longclip_folder, "--benchmark", tmp_path / "photos", "imagefolder", "--data"))]
+    given += [str(tmp_path / "classes"), "--no_effective_length", *QUICK, "--output", str(tmp_path / "out")]
     assert run.main(given) == 2
     assert run.main([*given, "--on_bad_row", "skip"]) == 0
-    (benchmark,) = read_results(tmp_path / "out" / "results.json").benchmarks
+    benchmark, classes = read_results(tmp_path / "out" / "results.json").benchmarks
+    assert classes.images == 5
+    assert [note for note in classes.notes if "left out" in note] == ["rows left out, unreadable (bad_rows.jsonl): 1"]
     assert benchmark.images == 3
     assert "rows left out, missing (bad_rows.jsonl): 1" in benchmark.notes
     assert "rows left out, unreadable (bad_rows.jsonl): 1" in benchmark.notes
     assert "images of more than 8 bits, scaled to 8 by the range of their values: 1" in benchmark.notes
     bad = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
-    assert [row["cause"] for row in bad] == ["missing", "unreadable"]
+    assert [row["cause"] for row in bad] == ["missing", "unreadable", "unreadable"]
+    assert bad[-1]["row"] == str(broken)
 
 
 @pytest.mark.parametrize("captions", [1, 3])

@@ -111,15 +111,33 @@ def test_a_run_goes_on_reading_as_it_began(settings: dict[str, Any], named: str,
     rows = [{"image": "a.jpg", "caption": f"Picture {n}. More.", "short": "Picture."} for n in range(4)]
     Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
 
+    place = str(tmp_path / "rows.parquet")
+
     def described(**more: Any) -> dict[str, Any]:
-        data = DataArguments(str(tmp_path / "rows.parquet"), data_format="parquet", heldout_rows=0, **more)
-        train, _ = load_rows(data, image_side=64)
+        train, _ = load_rows(DataArguments(place, heldout_rows=0, **more), image_side=64)
         return describe_run(None, {}, train, processes=1)
 
-    before, now = described(), described(**settings)
-    assert before["data"] == now["data"]
-    with pytest.raises(CheckpointError, match=f"run with other settings: {named}. Give"):
-        changes_since("checkpoint-1", {"settings": before}, now, allowed=False)
+    for several in ({}, {"more_data": [place]}):
+        before, now = described(**several), described(**several, **settings)
+        assert before["data"] == now["data"]
+        with pytest.raises(CheckpointError, match="run with other settings: ") as refused:
+            changes_since("checkpoint-1", {"settings": before}, now, allowed=False)
+        assert several or f"settings: {named}. Give" in str(refused.value)
+
+
+def test_a_run_goes_on_with_the_rows_it_began_with(tmp_path: Path) -> None:
+    """As many rows of the same file, of which others are held out."""
+    rows = [{"image": f"{n}.jpg", "caption": f"Picture {n}. More."} for n in range(9)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+
+    def data(seed: int, **more: Any) -> str:
+        arguments = DataArguments(str(tmp_path / "rows.parquet"), heldout_rows=3, on_bad_row="error", **more)
+        said: str = describe_run(None, {}, load_rows(arguments, seed=seed)[0], processes=1)["data"]
+        return said
+
+    assert data(0) == data(1)
+    assert data(0, heldout_shuffle=True) == data(0, heldout_shuffle=True)
+    assert len({data(0), data(0, heldout_shuffle=True), data(1, heldout_shuffle=True)}) == 3
 
 
 def test_every_setting_of_the_method_is_compared_or_decides_no_weight() -> None:

@@ -1,5 +1,6 @@
 """Orders of rows in which no batch repeats a short caption."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from trainer_runs import BATCH, arguments, make_rows, make_trainer
 
 from longclip_hf.errors import TrainingError
 from longclip_hf.training.sampling import DistinctSampler, short_captions
+from longclip_hf.training.settings import DataArguments
+from longclip_hf.training.sources import load_rows
 
 captions = st.lists(st.sampled_from([*"abcdefgh", None]), min_size=1, max_size=60)
 
@@ -109,6 +112,18 @@ def test_captions_are_read_without_images(kind: str) -> None:
     assert short_captions(rows if kind == "list" else datasets.Dataset.from_list(rows)) == [
         f"A dog {number}" for number in range(3)
     ]
+
+
+def test_captions_that_are_drawn_from_lists(tmp_path: Path) -> None:
+    rows = [{"image": f"{n}.png", "caption": [f"A dog {n}. It runs.", f"A dog {n}. It sits."]} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    train, _ = load_rows(DataArguments(str(tmp_path / "rows.jsonl"), heldout_rows=0))
+    assert short_captions(train) == ["A dog 0", "A dog 1", "A dog 2"]  # whichever is drawn
+    rows[1]["caption"] = ["A dog.", "A cat. It sits."]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    train, _ = load_rows(DataArguments(str(tmp_path / "rows.jsonl"), heldout_rows=0))
+    with pytest.raises(TrainingError, match="every epoch draws another of 2: 'A dog', 'A cat'"):
+        short_captions(train)
 
 
 def test_what_cannot_be_kept_apart_is_refused(longclip_folder: Path, tmp_path: Path) -> None:
