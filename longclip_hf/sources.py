@@ -25,7 +25,6 @@ from longclip_hf.row_files import (
 # The first is taken whatever else there is, the others where one alone is there.
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "file_name", "image_path", "path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "conversations")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test", "eval": "test",
@@ -35,6 +34,8 @@ _SUFFIXES: dict[str, Kind] = {
     ".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset",
 }  # fmt: skip
 _PACKED = (".gz", ".zst")
+_TEXTS = (".jsonl", ".csv", ".tsv")
+METADATA = (*(f"metadata{text}{packed}" for text in _TEXTS for packed in ("", *_PACKED)), "metadata.parquet")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def open_source(
     if kind == "imagefolder":
         file = _metadata(path, split)
         home, split = image_root or file.parent, None
-        source_of_rows, kind_of_rows = str(file), _SUFFIXES[file.suffix]
+        source_of_rows, kind_of_rows = str(file), _SUFFIXES[_suffix(file)]
     else:
         source_of_rows, kind_of_rows = place, kind
     if kind_of_rows in ("json", "sharegpt4v", "webdataset", "pairs"):
@@ -192,7 +193,7 @@ def _metadata(path: Path, split: str | None) -> Path:
         _only_train(str(path), split)
         return here[0]
     if not splits:
-        raise DataError(f"There is no {METADATA[0]} in {path}, nor another of {', '.join(METADATA[1:])}.")
+        raise DataError(f"There is no metadata.jsonl in {path}, nor .csv, .tsv or .parquet of that name.")
     if split is None and len(splits) == 1:
         return next(iter(splits.values()))[0]
     wanted = SPLITS.get(split or "", split)

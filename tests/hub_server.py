@@ -1,6 +1,7 @@
 """A small Hugging Face Hub on the loopback interface, so that uploads and downloads are tested offline.
 
-Only model repositories are served, without pull requests, and listings are never paginated.
+Repositories of models take uploads, those of data sets are read only, in one space of names. There are no pull
+requests, and listings are never paginated.
 """
 
 from __future__ import annotations
@@ -290,8 +291,10 @@ class HubServer:
 
     def _dispatch(self, request: Request) -> Answer:
         method = "GET" if request.command == "HEAD" else request.command
+        # Data sets are repositories like models, below other addresses.
+        target = request.route.replace("/api/datasets/", "/api/models/", 1).removeprefix("/datasets")
         for verb, pattern, auth, function in ROUTES:
-            if verb == method and (match := pattern.fullmatch(request.route)):
+            if verb == method and (match := pattern.fullmatch(target)):
                 if auth:
                     self._authenticate(request, on_repo="repo" in pattern.groupindex)
                 # Unquoted only now: a quoted slash in a revision or a path does not separate parts of the route.

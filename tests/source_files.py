@@ -68,9 +68,13 @@ def llava(rows: Sequence[Row], folder: Path) -> str:
     return str(folder)
 
 
-def metadata_csv(rows: Sequence[Row], folder: Path) -> str:
-    table("metadata.csv", ",")(rows, folder)
-    return str(folder)
+def metadata(write: Writer) -> Writer:
+    """Beside its images, so that the folder is the source."""
+
+    def of_folder(rows: Sequence[Row], folder: Path) -> str:
+        return str(Path(write(rows, folder)).parent)
+
+    return of_folder
 
 
 def saved(rows: Sequence[Row], folder: Path) -> str:
@@ -142,7 +146,9 @@ OBVIOUS: dict[str, Writer] = {
     "saved": saved,
     "arrow": arrow,
     "imagefolder": of_settings(imagefolder),
-    "metadata.csv": metadata_csv,
+    "metadata.csv": metadata(table("metadata.csv", ",")),
+    "metadata.tsv.zst": metadata(table("metadata.tsv.zst", "\t")),
+    "metadata.jsonl.gz": metadata(jsonl("metadata.jsonl.gz", "file_name", "caption")),
     "llava": llava,
     "sharegpt4v": of_settings(sharegpt4v),
     "tars": tars,

@@ -2,12 +2,24 @@
 
 import itertools
 import json
+import os
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
-from caption_files import imagefolder, make_rows, number_of, png, write_images
+from caption_files import (
+    imagefolder,
+    make_rows,
+    number_of,
+    parquet_of_images,
+    parquet_of_paths,
+    png,
+    write_images,
+)
+from hub_server import HubServer
 from PIL import Image
 from source_files import NAMED, OBVIOUS, Row, add, jsonl
 
@@ -81,6 +93,34 @@ def test_forms_as_streams(form: str, tmp_path: Path) -> None:
     assert isinstance(train, CaptionStream) and heldout is not None
     rows = [*(heldout[i] for i in range(2)), *itertools.islice(train, len(WORDS) - 2)]
     assert sorted((number_of(row), row["caption"]) for row in rows) == list(enumerate(WORDS))
+
+
+HUB = """
+import itertools, json
+from caption_files import number_of
+from test_sources import Columns, evaluated, trained
+for name, image, caption in (("images", "photo", "text"), ("folder", None, None), ("paths", None, None)):
+    columns = {"image_column": image, "long_column": caption}
+    found = [trained("user/" + name, 10, streaming=name == "images", **columns)]
+    found.append(evaluated("user/" + name, Columns(image, (caption,)) if caption else None))
+    print(json.dumps(found))
+"""
+
+
+def test_an_id_of_the_hub(tmp_path: Path) -> None:
+    """Of a data set with images, read as a stream, of a folder of images, and of rows that name images beside them."""
+    rows = make_rows(10)
+    with HubServer(tmp_path / "hub") as hub:
+        for name, write in (("images", parquet_of_images), ("folder", imagefolder), ("paths", parquet_of_paths)):
+            (tmp_path / name).mkdir()
+            write(rows if name == "images" else rows[:3], tmp_path / name)
+            hub.add_repo(f"user/{name}", tmp_path / name)
+        paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+        environment = hub.environment() | {"PYTHONPATH": paths}
+        done = fork_server.run([sys.executable, "-c", HUB], cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    expected = [[number, row["caption"]] for number, row in enumerate(rows)]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[expected] * 2, *[[expected[:3]] * 2] * 2]
 
 
 # One bad row costs one row

@@ -28,17 +28,19 @@ from caption_files import (
     sharegpt4v,
     spoil,
     webdataset,
+    write_images,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
+from trainer_runs import BATCH, make_trainer
 
 from longclip_hf.errors import DataError
 from longclip_hf.image_files import ImageFiles
 from longclip_hf.images import to_rgb
 from longclip_hf.rows import BAD_ROW_CAUSES, bad_rows_report, read_image
-from longclip_hf.training.captions import CaptionRows, CaptionStream, RowReader, share, shuffled, walk
+from longclip_hf.training.captions import CaptionRows, CaptionStream, RowReader, drawn, share, shuffled, walk
 from longclip_hf.training.settings import DataArguments
 from longclip_hf.training.sources import load_rows
 
@@ -175,6 +177,40 @@ def test_a_caption_column_of_another_type() -> None:
 def test_report_of_bad_rows() -> None:
     assert bad_rows_report([0, 0, 0, 0, 0]) == "0 bad rows"
     assert bad_rows_report(torch.tensor([10, 0, 3, 0, 0])) == "13 bad rows: 10 missing, 3 oversized"
+
+
+# Captions that are lists
+
+
+@pytest.mark.parametrize("workers", [{}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}])
+def test_every_epoch_of_a_run_draws_anew(workers: dict[str, Any], longclip_folder: Path, tmp_path: Path) -> None:
+    """What is drawn depends on seed, epoch and row, not on the order of rows, nor on who reads them."""
+    rows = make_rows(2 * BATCH)
+    write_images(rows, tmp_path)
+    lines = [{"image": f"{row['key']}.png", "caption": [f"{text}." for text in "abcdefgh"]} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    data = DataArguments(str(tmp_path / "rows.jsonl"), heldout_rows=0)
+    train, _ = load_rows(
+        data, transform=lambda image: torch.full((3, 32, 32), 1.0 * image.getpixel((3, 3))[0]), seed=7
+    )
+    assert isinstance(train, CaptionRows)
+    settings = {"max_steps": -1, "num_train_epochs": 3, **workers}
+    trainer = make_trainer(longclip_folder, tmp_path / "out", train, **settings)
+    seen: list[list[tuple[int, str]]] = [[] for _ in range(3)]
+    compute = trainer.compute_loss
+
+    def keep(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        texts = trainer.processing_class.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+        numbers = inputs["pixel_values"][:, 0, 0, 0].int().tolist()
+        seen[trainer.state.global_step // 2] += zip(numbers, texts, strict=True)
+        return compute(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = keep  # type: ignore[method-assign]
+    trainer.train()
+    for epoch, found in enumerate(seen):
+        texts = ["abcdefgh"[drawn(7, epoch, row) % 8] for row in range(2 * BATCH)]
+        assert sorted(found) == [(row, f"{text} .") for row, text in enumerate(texts)]
+    assert len({tuple(sorted(found)) for found in seen}) == 3
 
 
 # Streams

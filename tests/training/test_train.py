@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def caption(number: int, length: int | None = None) -> str:
     return f"A {rng.choice(known)} and a {rng.choice(known)}. {long}."
 
 
-def write_photos(folder: Path, captions: list[str]) -> Path:
+def write_photos(folder: Path, captions: Sequence[str | list[str]]) -> Path:
     folder.mkdir()
     lines = []
     for number, text in enumerate(captions):
@@ -307,7 +307,8 @@ def test_launcher_files_load() -> None:
 @pytest.fixture(scope="session")
 def bad_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of 44 rows, row 10 is a broken picture, row 20 has no caption, and rows 30 and 31 have too long ones."""
-    captions = [caption(number) for number in range(44)]
+    captions: list[str | list[str]] = [caption(number) for number in range(44)]
+    captions[4:20] = [[caption(number), caption(100 + number), caption(200 + number)] for number in range(4, 20)]
     captions[20] = "   "
     captions[30], captions[31] = caption(30, 400), caption(31, 400)
     folder = write_photos(tmp_path_factory.mktemp("data") / "bad", captions)
@@ -322,7 +323,10 @@ def test_end_to_end(
     done = command(*given, "--num_train_epochs", 2, "--logging_steps", 3, "--output_dir", "out")
     assert done.returncode == 0, done.stderr
     assert "80 images with captions were trained on. 4 bad rows: 2 unreadable, 2 empty_caption." in done.stdout
+    assert "Each row once, these are 2 bad rows: 1 unreadable, 1 empty_caption (bad_rows.jsonl names" in done.stdout
     assert "cut at the model's length: 4." in done.stdout
+    found = "images from 'file_name', captions from 'caption', short ones: their first sentences."
+    assert f"{bad_photos}: {found}\n" in done.stdout
     assert (tmp_path / "out" / "curves.png").is_file()
     metrics = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert 0 <= metrics["eval_long_i2t_r1"] <= 1 and f"{metrics['eval_short_t2i_r5']:.2f}"[:3] in done.stdout
