@@ -9,9 +9,9 @@ from typing import Any
 from longclip_hf.errors import BenchmarkError, DataError, ImageError
 from longclip_hf.evaluation.data import ImageFile, LeftOut, Retrieval, counted, retrieval
 from longclip_hf.image_files import IMAGE_SUFFIXES, Access, Kind
-from longclip_hf.rows import BadRow, field, image_key, texts_of
+from longclip_hf.rows import BadRow, begun, field, image_key, texts_of
 from longclip_hf.sources import Columns as Found
-from longclip_hf.sources import Source, find_columns, kind_of, only, open_source, place_of
+from longclip_hf.sources import Source, find_columns, kind_of, only, open_source
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ def read_source(source: str, root: Path | None, columns: Columns, left_out: Left
         # Rows of one file, or that hold the same bytes, are one image: two equal candidates would tie: a miss.
         merged: dict[Any, tuple[ImageFile, list[str]]] = {}
         for number in range(len(opened.rows)):
-            place = place_of(opened, number)
+            place = opened.place(number)
             try:
                 key, image, texts = _read_row(opened, found, number, place)
             except BadRow as bad:
-                left_out.add(place, bad.cause, f"{_begun(place)} cannot be read: {bad}.")
+                left_out.add(place, bad.cause, f"{begun(place)} cannot be read: {bad}.")
             else:
                 merged.setdefault(key, (image, []))[1].extend(texts)
     except DataError as error:
@@ -124,7 +124,3 @@ def _held(rows: Any, number: int, column: str) -> bytes:
     value: Any = field(rows[number], column)
     content: bytes = value["bytes"] if isinstance(value, Mapping) else value
     return content
-
-
-def _begun(place: str) -> str:
-    return place[:1].upper() + place[1:]

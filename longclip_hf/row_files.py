@@ -25,7 +25,7 @@ from longclip_hf.rows import BadRow
 TEXT_SUFFIXES = (".txt", ".json")
 _KEY = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")  # of webdataset: all extensions are the field's name
 _PEEKED = 100
-_JSON_COLUMNS = {"json": "string", "line": "int64", "file": "string"}
+_JSON_COLUMNS = {"json": "string", "place": "string", "file": "string"}
 
 
 def open_file(path: str) -> Any:
@@ -42,7 +42,7 @@ class JSONRows:
     """A table of objects of JSON, by index.
 
     Args:
-        table: a `datasets.Dataset` with columns `json`, `line` and `file`.
+        table: a `datasets.Dataset` with columns `json`, `place` and `file`.
     """
 
     def __init__(self, table: Any) -> None:
@@ -60,7 +60,7 @@ class JSONRows:
     def place(self, index: int) -> str:
         """Where a row stands, for errors."""
         row = self.table[index]
-        return f"line {row['line']} of {row['file']}"
+        return f"{row['place']} of {row['file']}"
 
 
 def parsed(text: str, place: str) -> Any:
@@ -83,26 +83,26 @@ def json_rows(files: Sequence[str], are_lists: bool = False) -> JSONRows:
 
 def _json_entries(are_lists: bool, files: Sequence[str], stamps: Sequence[Any]) -> Iterator[dict[str, Any]]:
     for file in files:
-        for number, text in _json_texts(file, are_lists):
-            yield {"json": text, "line": number, "file": file}
+        for place, text in _json_texts(file, are_lists):
+            yield {"json": text, "place": place, "file": file}
 
 
-def _json_texts(file: str, is_list: bool = False) -> Iterator[tuple[int, str]]:
-    """Numbered from 1, as editors do; the objects of a list likewise."""
+def _json_texts(file: str, is_list: bool = False) -> Iterator[tuple[str, str]]:
+    """With their places: lines are numbered from 1, as editors do, and the objects of a list likewise."""
     with open_file(file) as content:
         is_list |= content.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
     with open_file(file) as content:
         if is_list:
             with io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace") as text:
                 for number, (_, written) in enumerate(json_entries(text, file), 1):
-                    yield number, written
+                    yield f"object {number}", written
             return
         # As bytes, whose lines end at \n alone: U+2028 and a lone \r can stand within a text.
         lines = io.BufferedReader(content) if file.endswith(".zst") else content  # zstandard's has no lines
         for number, line in enumerate(lines, 1):
             said = line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").strip()
             if said:
-                yield number, said
+                yield f"line {number}", said
 
 
 def folder_rows(folder: Path, images: Sequence[Path]) -> JSONRows:
@@ -112,7 +112,7 @@ def folder_rows(folder: Path, images: Sequence[Path]) -> JSONRows:
 
 
 def _beside(folder: str, files: Sequence[str], stamps: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    for number, name in enumerate(files):
+    for name in files:
         row: dict[str, Any] = {"image": name}
         for suffix in TEXT_SUFFIXES:
             file = Path(folder, name).with_suffix(suffix)
@@ -123,7 +123,7 @@ def _beside(folder: str, files: Sequence[str], stamps: Sequence[Any]) -> Iterato
                     value = parsed(text, str(file))
                     value = None if isinstance(value, BadRow) else value
                 row[suffix[1:]] = value
-        yield {"json": json.dumps(row), "line": number + 1, "file": folder}
+        yield {"json": json.dumps(row), "place": name, "file": folder}
 
 
 # Tars
@@ -145,6 +145,9 @@ class FileStream:
     def num_shards(self) -> int:
         return len(self.files)
 
+    def shard_name(self, shard: int) -> str:
+        return self.files[shard]
+
     def read_shard(self, shard: int) -> Iterator[Any]:
         return self.read(self.files[shard])
 
@@ -155,7 +158,7 @@ def json_stream(files: Sequence[str]) -> FileStream:
 
 
 def _json_objects(file: str) -> Iterator[Any]:
-    return (parsed(text, f"line {number} of {file}") for number, text in _json_texts(file))
+    return (parsed(text, f"{place} of {file}") for place, text in _json_texts(file))
 
 
 def tar_stream(files: Sequence[str]) -> FileStream:

@@ -36,6 +36,11 @@ class BadRow(LongCLIPError):
         return type(self), (self.cause, self.detail)
 
 
+def begun(place: str) -> str:
+    """A place as a sentence begins with it: no other letter is changed, of a path."""
+    return place[:1].upper() + place[1:]
+
+
 def bad_rows_report(counts: Iterable[int]) -> str:
     """`"13 bad rows: 10 missing, 3 unreadable"`, from counts in the order of `BAD_ROW_CAUSES`."""
     named = [(int(count), cause) for count, cause in zip(counts, BAD_ROW_CAUSES, strict=True)]

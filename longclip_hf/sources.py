@@ -61,6 +61,10 @@ class Source:
     def is_stream(self) -> bool:
         return not hasattr(self.rows, "__len__")
 
+    def place(self, index: int) -> str:
+        """Where a row stands, for errors."""
+        return self.rows.place(index) if isinstance(self.rows, JSONRows | TarRows) else f"row {index} of {self.name}"
+
 
 def open_source(
     source: str,
@@ -336,10 +340,3 @@ def only(source: Source, columns: Columns) -> Source:
     names = [name if name in source.columns else name.partition(".")[0] for name in wanted]
     kept = list(dict.fromkeys([*names, *(name for name in ("__key__", "__url__") if name in source.columns)]))
     return replace(source, rows=source.rows.select_columns(kept), columns=kept)
-
-
-def place_of(source: Source, index: int) -> str:
-    """Where a row of a table stands, for errors."""
-    if isinstance(source.rows, JSONRows | TarRows):
-        return source.rows.place(index)
-    return f"row {index} of {source.name}"

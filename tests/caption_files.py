@@ -11,7 +11,8 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from longclip_hf.training.captions import CaptionRows, CaptionStream
+from longclip_hf.training.captions import CaptionRows
+from longclip_hf.training.streams import CaptionStream
 
 ROWS = 13
 Write = Callable[[Sequence[dict[str, Any]], Path], dict[str, Any]]

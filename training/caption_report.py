@@ -8,7 +8,8 @@ from typing import Any
 
 from longclip_hf.cleaning import SPECIAL_TOKEN
 from longclip_hf.rows import BadRow
-from longclip_hf.training.captions import CaptionRows, CaptionStream, RowReader, shard_rows
+from longclip_hf.training.captions import CaptionRows, RowReader
+from longclip_hf.training.streams import CaptionStream, shard_rows
 
 # Of a table evenly spaced rows are looked at; of a stream the first, which are read with their images.
 TABLE_ROWS, STREAM_ROWS = 10_000, 256

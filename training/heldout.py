@@ -2,16 +2,17 @@
 
 import logging
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from longclip_hf.errors import DataError
 from longclip_hf.rows import BAD_ROW_CAUSES, BadRow, RowLog, bad_rows_report, image_key
-from longclip_hf.training.captions import all_bad, shard_rows
+from longclip_hf.training.captions import all_bad
 from longclip_hf.training.joined import Joined, JoinedReader
 from longclip_hf.training.settings import DataArguments
+from longclip_hf.training.streams import shard_rows
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,9 @@ def other_images(rows: Any, read: Any, taken: Sequence[int], keys: Collection[An
     return np.setdiff1d(left, twice)  # type: ignore[return-value]
 
 
-def good_ones(rows: Any, places: Sequence[int], read: Any, log: RowLog | None) -> Sequence[int]:
+def good_ones(
+    rows: Any, places: Sequence[int], read: Any, place_of: Callable[[int], str], log: RowLog | None
+) -> Sequence[int]:
     """`places` without the bad rows. A substitute, as in training, would be a second right answer in retrieval.
 
     Raises:
@@ -79,9 +82,9 @@ def good_ones(rows: Any, places: Sequence[int], read: Any, log: RowLog | None) -
         try:
             read(rows[place])
         except BadRow as bad:
-            logger.info("held-out row %d: %s", place, bad)
+            logger.info("%s: %s", place_of(place), bad)
             if log is not None:
-                log.add(f"held-out row {place}", bad.cause, bad.detail)
+                log.add(place_of(place), bad.cause, bad.detail)
             counts[bad.index] += 1
             last = bad
         else:

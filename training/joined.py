@@ -2,34 +2,32 @@
 
 import bisect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from longclip_hf.training.captions import RowReader, shard_rows
+from longclip_hf.sources import Source
+from longclip_hf.training.captions import RowReader
+from longclip_hf.training.streams import shard_name, shard_rows
 
 
 class Joined:
     """Tables one after the other; a row is the number of its table and the row there."""
 
-    def __init__(self, tables: Sequence[Any], names: Sequence[Callable[[int], str]]) -> None:
-        self.tables = tables
-        self.names = names
-        self.ends = list(itertools.accumulate(len(table) for table in tables))
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self.tables = [source.rows for source in sources]
+        self.ends = list(itertools.accumulate(map(len, self.tables)))
 
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def _find(self, index: int) -> tuple[int, int]:
-        number = bisect.bisect_right(self.ends, index)
-        return number, index - (self.ends[number - 1] if number else 0)
-
     def __getitem__(self, index: int) -> tuple[int, Any]:
-        number, at = self._find(index)
+        number, at = _find(self.ends, index)
         return number, self.tables[number][at]
 
     def place(self, index: int) -> str:
-        number, at = self._find(index)
-        return self.names[number](at)
+        number, at = _find(self.ends, index)
+        return self.sources[number].place(at)
 
 
 class JoinedStream:
@@ -43,10 +41,19 @@ class JoinedStream:
     def num_shards(self) -> int:
         return self.ends[-1]
 
+    def shard_name(self, shard: int) -> str:
+        number, at = _find(self.ends, shard)
+        return shard_name(self.streams[number], at)
+
     def read_shard(self, shard: int) -> Iterator[tuple[int, Any]]:
-        number = bisect.bisect_right(self.ends, shard)
-        at = shard - (self.ends[number - 1] if number else 0)
+        number, at = _find(self.ends, shard)
         return ((number, row) for row in shard_rows(self.streams[number], at))
+
+
+def _find(ends: Sequence[int], index: int) -> tuple[int, int]:
+    """The number of a part, and the place within it."""
+    number = bisect.bisect_right(ends, index)
+    return number, index - (ends[number - 1] if number else 0)
 
 
 class JoinedReader:

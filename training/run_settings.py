@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import IterableDataset
 
 from longclip_hf.errors import CheckpointError
-from longclip_hf.training.captions import CaptionRows, CaptionStream, shard_rows
+from longclip_hf.training.captions import CaptionRows
 from longclip_hf.training.joined import Joined
+from longclip_hf.training.streams import CaptionStream, shard_rows
 
 # Of the training arguments, those that decide which weights a run ends with: not how fast (groups, caches, workers of
 # a table), nor what is logged, evaluated and saved.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset, Sampler
+from transformers import TrainerCallback
 
 from longclip_hf.errors import TrainingError
 from longclip_hf.rows import BadRow
@@ -51,6 +52,22 @@ def _of_row(dataset: CaptionRows, row: Mapping[str, Any]) -> str | None:
             f"{len(captions)}: {', '.join(map(repr, captions))}. Leave it out, or train on a column without lists."
         )
     return next(iter(captions))
+
+
+class SayEpoch(TrainerCallback):
+    """Says to the sampler and to the rows which epoch begins, whatever accelerate wrapped around them.
+
+    It tells the sampler or the data set, not both, and neither where a run goes on within an epoch of several
+    processes.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        batches = train_dataloader.batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        for part in (getattr(batches, "sampler", None), train_dataloader.dataset):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(int(state.epoch or 0))
 
 
 class DistinctSampler(Sampler[int]):

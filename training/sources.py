@@ -1,7 +1,6 @@
 """The rows to train on and those held out, of one source or several; `longclip_hf/sources.py` opens them."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ from longclip_hf.cleaning import preparation
 from longclip_hf.errors import DataError
 from longclip_hf.rows import RowLog
 from longclip_hf.sentences import first_sentence, released_first_sentence
-from longclip_hf.sources import find_columns, kind_of, only, open_source, place_of
-from longclip_hf.training.captions import CaptionRows, CaptionStream, RowReader
+from longclip_hf.sources import find_columns, kind_of, only, open_source
+from longclip_hf.training.captions import CaptionRows, RowReader
 from longclip_hf.training.heldout import first_of, good_ones, held_out, is_stream, keys_of, other_images
 from longclip_hf.training.joined import Joined, JoinedReader, JoinedStream
 from longclip_hf.training.settings import DataArguments
+from longclip_hf.training.streams import CaptionStream
 
 SETTINGS = ("--image_column", "--long_column", "--short_column")
 
@@ -49,10 +49,12 @@ def load_rows(
         DataError: if the rows or columns that `data` names are not there.
         ImportError: if `datasets` is not installed.
     """
-    rows, read = _open(data, data.train_split, transform, image_side, log)
+    rows, read, place_of = _open(data, data.train_split, transform, image_side, log)
     written = RowLog(log) if log is not None else None
     same = data.heldout_split in (None, data.train_split)
-    others, read_heldout = (rows, read) if same else _open(data, str(data.heldout_split), transform, image_side, log)
+    others, read_heldout, heldout_place_of = (
+        (rows, read, place_of) if same else _open(data, str(data.heldout_split), transform, image_side, log)
+    )
     heldout, places, end = held_out(others, data, seed)
     keys = keys_of(heldout, places, read_heldout)
     train: CaptionRows | CaptionStream
@@ -66,7 +68,7 @@ def load_rows(
     else:
         left = other_images(rows, read, places if same else (), keys)
         begin = (0, 0) if len(left) else None
-        train = CaptionRows(rows, read, data.on_bad_row, places=left, seed=seed, log=written)
+        train = CaptionRows(rows, read, data.on_bad_row, places=left, place_of=place_of, seed=seed, log=written)
     if begin is None:
         raise DataError(
             f"{data.data} has no rows in {data.train_split!r} beyond the {len(places)} held out: hold out fewer than "
@@ -77,14 +79,14 @@ def load_rows(
     if data.on_bad_row == "skip":
         # Decoded only: what the model would see of them is made again at every evaluation.
         checked = read_heldout.without_transform()
-        places = good_ones(heldout, places, checked, written)
-    return train, CaptionRows(heldout, read_heldout, "error", places=places, seed=seed)
+        places = good_ones(heldout, places, checked, heldout_place_of, written)
+    return train, CaptionRows(heldout, read_heldout, "error", places=places, place_of=heldout_place_of, seed=seed)
 
 
 def _open(
     data: DataArguments, split: str, transform: Callable[[Image.Image], Any] | None, side: int | None, log: Path | None
-) -> tuple[Any, Any]:
-    """Rows with images undecoded, and what reads them."""
+) -> tuple[Any, Any, Callable[[int], str]]:
+    """Rows with images undecoded, what reads them, and where one of them stands, for errors."""
     opened, readers = [], []
     for number, name in enumerate([data.data, *(data.more_data or ())]):
         first = number == 0
@@ -123,7 +125,7 @@ def _open(
             )
         )
     if len(opened) == 1:
-        return opened[0].rows, readers[0]
+        return opened[0].rows, readers[0], opened[0].place
     streams = [source.is_stream for source in opened]
     if any(streams) and not all(streams):
         raise DataError(
@@ -131,7 +133,6 @@ def _open(
             "--streaming reads all of them as streams."
         )
     if all(streams):
-        return JoinedStream([source.rows for source in opened]), JoinedReader(readers)
-    return Joined([source.rows for source in opened], [partial(place_of, source) for source in opened]), JoinedReader(
-        readers
-    )
+        return JoinedStream([source.rows for source in opened]), JoinedReader(readers), opened[0].place
+    joined = Joined(opened)
+    return joined, JoinedReader(readers), joined.place

@@ -233,10 +233,10 @@ def run(settings: Settings) -> dict[str, float]:
 
     from longclip_hf.rows import BAD_ROW_CAUSES, RowLog, bad_rows_report
     from longclip_hf.training.caption_report import report_captions
-    from longclip_hf.training.captions import CaptionStream
     from longclip_hf.training.checkpoints import last_complete_checkpoint
     from longclip_hf.training.collator import CaptionCollator
     from longclip_hf.training.sources import load_rows
+    from longclip_hf.training.streams import CaptionStream
     from longclip_hf.training.trainer import LongCLIPTrainer
     from modeling_longclip import LongCLIPModel
     from modeling_longclip.defaults import CLIP_LENGTH

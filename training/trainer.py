@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from longclip_hf.errors import TrainingError
 from longclip_hf.evaluation.effective_length import default_lengths
 from longclip_hf.training.arguments import BEST_METRIC, LongCLIPTrainingArguments
-from longclip_hf.training.captions import CaptionStream
 from longclip_hf.training.checkpoints import check_readable, last_complete_checkpoint, read_record
 from longclip_hf.training.collator import CaptionCollator, even_groups, length_groups
 from longclip_hf.training.components import check_components
@@ -42,7 +41,7 @@ from longclip_hf.training.gathering import check_processes, world_size
 from longclip_hf.training.optimizer import HoldLogitScale, freeze, learning_rates, set_learning_rates
 from longclip_hf.training.retrieved import examples, log_examples
 from longclip_hf.training.run_settings import changes_since, describe_model, describe_run
-from longclip_hf.training.sampling import DistinctSampler, short_captions
+from longclip_hf.training.sampling import DistinctSampler, SayEpoch, short_captions
 from longclip_hf.training.saving import SavingTrainer, refuse_what_fsdp_cannot_save
 from longclip_hf.training.settings import Strategy
 from longclip_hf.training.step import (
@@ -52,6 +51,7 @@ from longclip_hf.training.step import (
     step_loss,
     with_mixed_captions,
 )
+from longclip_hf.training.streams import CaptionStream
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ class LongCLIPTrainer(SavingTrainer):
         self._changes: list[dict[str, Any]] = []
         self._batch_of_step = (-1, 0)  # a step, and which of its accumulated batches is at hand
         self.add_callback(HoldLogitScale())
+        self.add_callback(SayEpoch())
         check_processes(self.accelerator.num_processes)
         if train_dataset is not None:
             self._check_rows()

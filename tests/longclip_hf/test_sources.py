@@ -27,9 +27,10 @@ from longclip_hf.errors import BenchmarkError, DataError, JSONListError
 from longclip_hf.evaluation.benchmarks import BENCHMARKS, Columns, LeftOut, load_benchmark
 from longclip_hf.images import decode_image
 from longclip_hf.rows import BAD_ROW_CAUSES, RowLog, texts_of
-from longclip_hf.training.captions import CaptionRows, CaptionStream
+from longclip_hf.training.captions import CaptionRows
 from longclip_hf.training.settings import DataArguments
 from longclip_hf.training.sources import load_rows
+from longclip_hf.training.streams import CaptionStream
 
 # `datasets` 5.0 leaves the files of tables open, which pandas 3 says.
 pytestmark = pytest.mark.filterwarnings(r"ignore:Exception ignored .*\.[ct]sv:pytest.PytestUnraisableExceptionWarning")
@@ -160,10 +161,10 @@ def test_a_bad_line(bad: str, tmp_path: Path) -> None:
         assert row["caption"] == "Good." and sum(row["bad_rows"]) == row["bad_rows"][BAD_ROW_CAUSES.index(cause)] == 1
     assert RowLog(log).distinct() == {cause: 1}
     (written,) = map(json.loads, log.read_text().splitlines())
-    assert written["cause"] == cause and written["row"] == f"Row 1 (line 2 of {source})"
+    assert written["cause"] == cause and written["row"] == f"line 2 of {source}"
 
     strict, _ = load_rows(DataArguments(data=source, heldout_rows=0, on_bad_row="error"))
-    with pytest.raises(DataError, match=rf"Row 1 \(line 2 of .*rows\.jsonl\) cannot be trained on: {cause} \("):
+    with pytest.raises(DataError, match=rf"Line 2 of {source} cannot be trained on: {cause} \("):
         strict[1]  # type: ignore[index, unused-ignore]
 
     left_out = LeftOut(skip=True)
@@ -381,7 +382,7 @@ def test_several_sources_with_other_columns(streaming: bool, tmp_path: Path) -> 
         (n, f"Picture {n} is plain. It shows one colour.") for n in range(1, 9)
     ]
     if isinstance(train, CaptionRows):
-        assert train.place(7).endswith(f"line 4 of {tmp_path}/llava/metadata.jsonl)")
+        assert train.place(7) == f"line 4 of {tmp_path}/llava/metadata.jsonl"
 
 
 def test_a_table_and_a_stream(tmp_path: Path) -> None:
@@ -392,7 +393,7 @@ def test_a_table_and_a_stream(tmp_path: Path) -> None:
 
 
 def test_sharegpt4v_without_a_part_of_its_images(tmp_path: Path) -> None:
-    """Its SAM images are a download of their own."""
+    """Its SAM images are a download of their own. Training counts and names them, evaluation when asked."""
     rows = make_rows(6)
     rows[1]["bytes"] = rows[4]["bytes"] = None
     OBVIOUS["sharegpt4v"](rows, tmp_path)
@@ -404,6 +405,15 @@ def test_sharegpt4v_without_a_part_of_its_images(tmp_path: Path) -> None:
     assert len(found.images) == len(found.captions) == 4
     assert "rows left out, missing (bad_rows.jsonl): 2" in found.notes
     assert BENCHMARKS["sharegpt4v-1k"].title in found.name
+
+    source, log = str(tmp_path / "share-captioner_coco_lcs_sam_1246k_1107.json"), tmp_path / "out" / "bad_rows.jsonl"
+    train, heldout = load_rows(DataArguments(source, image_root=str(tmp_path), heldout_rows=3), log=log)
+    assert isinstance(train, CaptionRows) and heldout is not None
+    assert [number_of(heldout[i]) for i in range(len(heldout))] == [0, 2]
+    assert [number_of(train[i]) for i in (0, 2)] == [3, 5] and number_of(train[1]) in (3, 5)
+    assert RowLog(log).distinct() == {"missing": 2}
+    named = [json.loads(line)["row"] for line in log.read_text().splitlines()]
+    assert named == [f"object 2 of {source}", f"object 5 of {source}"]
 
 
 def test_texts_of_a_cell() -> None:

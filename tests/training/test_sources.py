@@ -27,9 +27,10 @@ from transformers import HfArgumentParser
 
 from longclip_hf.errors import DataError
 from longclip_hf.rows import BAD_ROW_CAUSES, BadRow
-from longclip_hf.training.captions import CaptionRows, CaptionStream, walk
+from longclip_hf.training.captions import CaptionRows, walk
 from longclip_hf.training.settings import DataArguments
 from longclip_hf.training.sources import load_rows
+from longclip_hf.training.streams import CaptionStream
 
 
 @pytest.mark.parametrize("write", TABLES + STREAMS)

@@ -341,7 +341,7 @@ def test_end_to_end(
     assert strict.returncode == 2
     said = [line for line in strict.stderr.splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and "Traceback" not in strict.stderr
-    assert ("Row 10 " in said[0] and "010.png" in said[0]) or ("Row 20 " in said[0] and "caption" in said[0])
+    assert re.search(r": (Line 11 of \S*metadata\.jsonl .*010\.png|Line 21 of \S*metadata\.jsonl .*caption)", said[0])
 
 
 def test_a_clip_that_was_not_stretched(photos: Path, clip_folder: Path, tmp_path: Path, capsys: Any) -> None:
