@@ -135,7 +135,8 @@ def kind_of(path: Path) -> Kind:
         suffix = _suffix(path)
         if path.is_file() and suffix not in _SUFFIXES:
             raise DataError(f"{path} is none of the files that are read here: {', '.join(_SUFFIXES)}.")
-        return _SUFFIXES.get(suffix, "datasets") if path.is_file() or "*" in str(path) else "datasets"
+        named = path.is_file() or "*" in str(path) or ":/" in str(path)  # of an address, `Path` leaves one slash
+        return _SUFFIXES.get(suffix, "datasets") if named else "datasets"
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return "datasets"
     splits = [entry for entry in path.iterdir() if entry.is_dir() and entry.name.lower() in SPLITS]

@@ -96,6 +96,17 @@ def test_forms_as_streams(form: str, tmp_path: Path) -> None:
     assert sorted((number_of(row), row["caption"]) for row in rows) == list(enumerate(WORDS))
 
 
+@pytest.mark.parametrize("form", ["jsonl.gz", "csv", "tars"])
+def test_an_address(form: str, tmp_path: Path) -> None:
+    source = OBVIOUS[form](corpus(), tmp_path)
+    source = f"file://{source}/00000.tar" if form == "tars" else f"file://{source}"
+    count = 4 if form == "tars" else len(WORDS)
+    expected = list(enumerate(WORDS))[:count]
+    assert trained(source, count, image_access="any") == expected
+    if form != "tars":
+        assert evaluated(source, Columns(image_access="any")) == expected
+
+
 HUB = """
 import itertools, json
 from caption_files import number_of

@@ -3,17 +3,20 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import BatchSampler
 from trainer_runs import BATCH, arguments, make_rows, make_trainer
 
 from longclip_hf.errors import TrainingError
-from longclip_hf.training.sampling import DistinctSampler, short_captions
+from longclip_hf.training.sampling import DistinctSampler, SayEpoch, short_captions
 from longclip_hf.training.settings import DataArguments
 from longclip_hf.training.sources import load_rows
 
@@ -112,6 +115,16 @@ def test_captions_are_read_without_images(kind: str) -> None:
     assert short_captions(rows if kind == "list" else datasets.Dataset.from_list(rows)) == [
         f"A dog {number}" for number in range(3)
     ]
+
+
+def test_sampler_and_rows_know_the_epoch_however_they_are_wrapped() -> None:
+    """As accelerate does it for several processes that go on within an epoch."""
+    sampler = DistinctSampler([str(row) for row in range(8)], 2, seed=0)
+    rows = SimpleNamespace(epoch=0, set_epoch=lambda epoch: setattr(rows, "epoch", epoch))
+    batches = SkipBatchSampler(BatchSamplerShard(BatchSampler(sampler, 2, True), 2, 0), 1)
+    loader = SimpleNamespace(batch_sampler=batches, dataset=rows)
+    SayEpoch().on_epoch_begin(None, SimpleNamespace(epoch=3.25), None, train_dataloader=loader)
+    assert sampler.epoch == rows.epoch == 3
 
 
 def test_captions_that_are_drawn_from_lists(tmp_path: Path) -> None:
