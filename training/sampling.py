@@ -65,7 +65,8 @@ class SayEpoch(TrainerCallback):
         batches = train_dataloader.batch_sampler
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
-        for part in (getattr(batches, "sampler", None), train_dataloader.dataset):
+        parts: list[Any] = [getattr(batches, "sampler", None), train_dataloader.dataset]
+        for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(int(state.epoch or 0))
 
