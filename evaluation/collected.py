@@ -12,7 +12,7 @@ from longclip_hf.command import complain, is_first_process, is_mendable, one_lin
 from longclip_hf.errors import ResultsError
 from longclip_hf.evaluation.benchmarks import BENCHMARKS, Classification, Retrieval
 from longclip_hf.evaluation.choice_data import Choices
-from longclip_hf.evaluation.digests import image_digests
+from longclip_hf.evaluation.digests import Contents, image_contents
 from longclip_hf.evaluation.encoding import Encoder
 from longclip_hf.evaluation.findings import describe, evaluate, hardest_misses, with_texts
 from longclip_hf.evaluation.joining import (
@@ -49,7 +49,7 @@ class Collected:
         self.hardware = ""
         self.models: list[Model] = []
         self.infos: dict[str, BenchmarkInfo] = {}
-        self.digests: dict[str, list[bytes]] = {}  # by benchmark: its images are read once, not once for every model
+        self.contents: dict[str, Contents] = {}  # by benchmark: its images are read once, not once for every model
         self.scores: list[Score] = []
         self.failures: list[Failure] = []
         if earlier is not None:
@@ -93,16 +93,14 @@ class Collected:
             ResultsError: if an earlier run measured another benchmark under its name.
         """
         began = time.perf_counter()
-        if benchmark.name not in self.digests:
-            self.digests[benchmark.name] = image_digests(benchmark.images)
-        digests = self.digests[benchmark.name]
-        info = self.infos.get(benchmark.name) or describe(benchmark, BENCHMARKS.get(asked.lower()), digests)
+        if benchmark.name not in self.contents:
+            self.contents[benchmark.name] = image_contents(benchmark.images)
+        contents, lengths = self.contents[benchmark.name], not self.options.no_effective_length
+        info = self.infos.get(benchmark.name) or describe(benchmark, BENCHMARKS.get(asked.lower()), contents)
         for known in self.earlier.benchmarks if self.earlier else ():
             if known.name == info.name:
                 self._refuse(benchmark_conflict(known, info))
-        found = evaluate(
-            encoder, benchmark, digests, self.bootstrap, not self.options.no_effective_length, self.options.sentences
-        )
+        found = evaluate(encoder, benchmark, contents.digests, self.bootstrap, lengths, self.options.sentences)
         seconds = time.perf_counter() - began
         if is_first_process():
             self.store.write(self.models[-1], info, self._prepared(), found.measured)

@@ -3,15 +3,35 @@
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from longclip_hf.errors import EncodingError, ImageError
 from longclip_hf.evaluation.data import ImageFile
 from longclip_hf.evaluation.loading import some
+from longclip_hf.images import is_rescaled
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What images are by their bytes.
+
+    Args:
+        digests: SHA-256 of each.
+        rescaled: how many have more than 8 bits of grey; see `longclip_hf.images.to_rgb`.
+    """
+
+    digests: list[bytes]
+    rescaled: int
 
 
 def image_digests(images: Sequence[ImageFile]) -> list[bytes]:
-    """SHA-256 of every image's content. Of several processes each reads its share, and all get the whole.
+    """The digests of `image_contents`."""
+    return image_contents(images).digests
+
+
+def image_contents(images: Sequence[ImageFile]) -> Contents:
+    """Reads every image, undecoded. Of several processes each reads its share, and all get the whole.
 
     Reading a benchmark takes minutes from a slow disk: a run does it once, and hands the digests to every model.
 
@@ -24,18 +44,19 @@ def image_digests(images: Sequence[ImageFile]) -> list[bytes]:
     index, count = processes.process_index, processes.num_processes
     share = images[len(images) * index // count : len(images) * (index + 1) // count]
 
-    def digest(image: ImageFile) -> tuple[bytes, str]:
+    def look(image: ImageFile) -> tuple[bytes, bool, str]:
         try:
-            return hashlib.sha256(image.read()).digest(), ""
+            content = image.read()
+            return hashlib.sha256(content).digest(), is_rescaled(content), ""
         except ImageError as error:
-            return b"", str(error)
+            return b"", False, str(error)
         except Exception as error:  # of file systems, archives, servers
-            return b"", f"{image.name} cannot be read: {type(error).__name__}: {error}"
+            return b"", False, f"{image.name} cannot be read: {type(error).__name__}: {error}"
 
     with ThreadPoolExecutor() as pool:
-        digests = gathered(list(pool.map(digest, share)))
-    raise_all([problem for _, problem in digests if problem], f"{len(images)} images")
-    return [digest for digest, _ in digests]
+        found = gathered(list(pool.map(look, share)))
+    raise_all([problem for _, _, problem in found if problem], f"{len(images)} images")
+    return Contents([digest for digest, _, _ in found], sum(deep for _, deep, _ in found))
 
 
 def gathered(items: list[Any]) -> list[Any]:

@@ -7,16 +7,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from longclip_hf.evaluation.benchmarks import Benchmark, Classification, ImageFile, Retrieval
+from longclip_hf.evaluation.benchmarks import Benchmark, Classification, Retrieval
 from longclip_hf.evaluation.choice_data import Choices
 from longclip_hf.evaluation.choices import caption_choice, pair_scores
 from longclip_hf.evaluation.classification import class_embeddings, classification_ranks
+from longclip_hf.evaluation.digests import Contents
 from longclip_hf.evaluation.effective_length import default_lengths
 from longclip_hf.evaluation.encoding import Encoder
 from longclip_hf.evaluation.long_text import VARIANTS, changed, growing, monotony
@@ -34,7 +34,7 @@ from longclip_hf.evaluation.scores import (
     measure_sentences,
     most_similar,
 )
-from longclip_hf.images import decode_image, is_rescaled
+from longclip_hf.images import decode_image
 from longclip_hf.results import BenchmarkInfo, Direction, EffectiveLength
 from longclip_hf.sentences import sentences
 
@@ -174,21 +174,21 @@ def _choices(encoder: Encoder, benchmark: Choices, image_embeds: torch.Tensor, b
 
 
 def describe(
-    benchmark: Retrieval | Classification | Choices, known: Benchmark | None, digests: Sequence[bytes]
+    benchmark: Retrieval | Classification | Choices, known: Benchmark | None, contents: Contents
 ) -> BenchmarkInfo:
     """What results.json says of a benchmark before any model has read its captions: no `lengths` yet.
 
     Args:
         benchmark: its images and texts.
         known: its entry, where it has a name.
-        digests: of its images.
+        contents: of its images.
     """
     notes = list(benchmark.notes)
-    again = sum(count for count in Counter(digests).values() if count > 1)
+    again = sum(count for count in Counter(contents.digests).values() if count > 1)
     if again:
         notes.append(f"{again} images are byte for byte the same as another")
-    if deep := _rescaled(benchmark.images):
-        notes.append(f"images of more than 8 bits, scaled to 8 by the range of their values: {deep}")
+    if contents.rescaled:
+        notes.append(f"images of more than 8 bits, scaled to 8 by the range of their values: {contents.rescaled}")
     definition = known.caption_rule if known else "a source of the user's, all of its rows"
     groups = None
     texts: list[Sequence[Any]]
@@ -207,7 +207,7 @@ def describe(
         texts = [benchmark.class_names, benchmark.templates, benchmark.labels]
         kind, captions, classes = "classification", None, len(benchmark.class_names)
         definition = benchmark.definition or definition
-    content = json.dumps([[digest.hex() for digest in digests], *map(list, texts)]).encode()
+    content = json.dumps([[digest.hex() for digest in contents.digests], *map(list, texts)]).encode()
     return BenchmarkInfo(
         name=benchmark.name,
         kind=kind,
@@ -221,16 +221,6 @@ def describe(
         notes=notes,
         groups=groups,
     )
-
-
-def _rescaled(images: Sequence[ImageFile]) -> int:
-    """How many images have more than 8 bits of grey. JPEG, whose name is believed, never has."""
-
-    def look(image: ImageFile) -> bool:
-        return not image.name.lower().endswith((".jpg", ".jpeg")) and is_rescaled(image.read())
-
-    with ThreadPoolExecutor() as pool:
-        return sum(pool.map(look, images))
 
 
 def with_texts(info: BenchmarkInfo, found: Found) -> BenchmarkInfo:

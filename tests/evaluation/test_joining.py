@@ -135,7 +135,10 @@ class TestRuns:
             def counting(image: ImageFile) -> ImageFile:
                 return ImageFile(image.name, lambda: reads.append(image.name) or image.read())
 
-            return [replace(found, images=[counting(image) for image in found.images]) for found in load(options)]
+            benchmarks, left_out = load(options)
+            return [
+                replace(found, images=[counting(image) for image in found.images]) for found in benchmarks
+            ], left_out
 
         monkeypatch.setattr(run, "_load_benchmarks", counted)
         given = [clip_folder, longclip_folder, "--benchmark", *photos, "--workers", 0]
