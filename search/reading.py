@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from longclip_hf.errors import DataError, ImageError, LongCLIPError
-from longclip_hf.evaluation.data import IMAGE_SUFFIXES
-from longclip_hf.image_files import Access, ImageFiles
+from longclip_hf.image_files import IMAGE_SUFFIXES, Access, ImageFiles
 from longclip_hf.images import decode_image
 
 # The first is taken whatever else there is, the others where one alone is there.
