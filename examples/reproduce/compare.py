@@ -38,9 +38,14 @@ def read_published(file: Path = PUBLISHED) -> list[Published]:
 
 def compare(results: Results, published: Iterable[Published]) -> str:
     """Tables in Markdown, one for each benchmark of `results` that has published figures."""
+    from longclip_hf.evaluation.benchmarks import BENCHMARKS
+
+    titles = {name: benchmark.title for name, benchmark in BENCHMARKS.items()}
     of_benchmark: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
     for line in published:
-        of_model = of_benchmark.setdefault(line.benchmark, {}).setdefault((line.model, line.protocol), {})
+        of_model = of_benchmark.setdefault(titles.get(line.benchmark, line.benchmark), {}).setdefault(
+            (line.model, line.protocol), {}
+        )
         of_model[line.metric] = line.percent
     tables, unknown = [], []
     for info in results.benchmarks:
