@@ -190,7 +190,7 @@ def _plot_lengths(results: Results, benchmarks: Sequence[BenchmarkInfo], ground:
             step = next(m * 10**e for e in itertools.count() for m in (1, 2, 5) if m * 10**e * 60 >= longest)
             starts = range(0, longest + 1, step)
             counts = [sum(info.lengths[start : start + step]) for start in starts]
-            axis.bar(starts, counts, step, align="edge", color=COLOURS[1], linewidth=0)
+            axis.bar(starts, counts, step, align="edge", color=COLOURS[1], edgecolor=COLOURS[1], linewidth=0.3)
             axis.set_xlim(0, max(longest + step, LENGTH) * 1.02)
             axis.set_xlabel("tokens, start and end of text included")
             axis.set_ylabel("captions" if step == 1 else f"captions per {step} tokens")

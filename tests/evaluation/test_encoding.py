@@ -126,6 +126,18 @@ class TestTexts:
         assert result.truncated == int((result.lengths > kept).sum())
         torch.testing.assert_close(result.embeds, padded(longclip_folder, captions, kept), **CLOSE)
 
+    def test_the_part_that_is_read(self, clip_folder: Path, encoder: Encoder) -> None:
+        """Whole words that fit into 77 tokens, and not one more; of writing without spaces, letters."""
+        short = make_encoder(clip_folder)
+        for text in ("a dog, " * 60, "\u72d7\u5728\u8dd1" * 40, "a\n\n red   dog " * 50):
+            read = short.read_part(text)
+            assert 0 < read < len(text)
+            assert int(short.encode_texts([text[:read]]).lengths[0]) <= 77
+            following = len(text) - len(text[read:].lstrip()) + 1 if "a" not in text else text.index(" ", read + 1) + 4
+            assert int(short.encode_texts([text[:following]]).lengths[0]) > 77
+            assert encoder.read_part(text[:60]) == 60
+        assert short.read_part("a dog") == 5
+
     def test_equal_after_the_cut_is_encoded_once(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
         shapes = seen(encoder, monkeypatch)
         before = encoder.encoded["text"]

@@ -20,6 +20,8 @@ from transformers import AutoModel, AutoProcessor
 from longclip_hf.evaluation import run
 from longclip_hf.evaluation.benchmarks import load_benchmark
 from longclip_hf.evaluation.encoding import Encoder
+from longclip_hf.evaluation.misses import Text
+from longclip_hf.evaluation.query_store import QueryStore
 from longclip_hf.images import decode_image
 from longclip_hf.results import Results, Value, read_results
 from modeling_longclip.compat import features
@@ -105,6 +107,30 @@ def test_what_is_counted(results: Results, clip_folder: Path) -> None:
     for difference in results.differences:
         apart = long.metrics[difference.metric].value - stock.metrics[difference.metric].value
         assert difference.value.value == pytest.approx(apart, abs=2e-6)  # of figures with six digits
+
+
+def test_misses_are_those_that_the_first_model_gets_right(
+    output: Path, results: Results, photos: Path, clip_folder: Path
+) -> None:
+    """And what a model did not read of their texts is known: a stock CLIP reads 77 tokens, the other all."""
+    store = QueryStore(output / "queries")
+    groups = {(group.model, group.direction): group for group in store.read_misses(results)}
+    models, (info,) = results.models, results.benchmarks
+    measured = [store.read(model, info, (False, False)) for model in models]
+    assert measured[0] is not None and measured[1] is not None
+    for direction in ("i2t", "t2i"):
+        hits = [found.queries[f"{direction}_r1"] for found in measured if found is not None]
+        first, second = groups[models[0].name, direction], groups[models[1].name, direction]
+        assert (first.reference, first.total) == (None, int((hits[0] == 0).sum()))
+        assert second.reference == models[0].name
+        assert second.total == int(((hits[0] == 1) & (hits[1] == 0)).sum())
+        assert len(second.shown) == min(6, second.total) and all(miss.rank > 1 for miss in second.shown)
+    captions = list(load_benchmark(str(photos)).captions)
+    for miss in groups[clip_folder.name, "i2t"].shown:
+        for text in (*miss.expected, *miss.returned):
+            assert isinstance(text, Text) and text.read + text.unread in captions and text.unread
+    for miss in groups[models[1].name, "i2t"].shown:
+        assert all(isinstance(text, Text) and not text.unread for text in miss.returned)
 
 
 def test_what_is_written(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
