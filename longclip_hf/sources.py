@@ -1,4 +1,4 @@
-"""Any source of images with captions -> its rows and its columns: one reader, of training and of evaluation.
+"""Any source of images with captions -> its rows and its columns: one reader, of training, evaluation and search.
 
 What a source is, its layout says (`kind_of`). Columns are guessed where there is one obvious answer. Files of JSON,
 tars and images beside texts are `row_files.py`'s, everything else is opened by the library `datasets`.
@@ -75,6 +75,7 @@ def open_source(
     streaming: bool = False,
     image_root: str | Path | None = None,
     image_access: Access = "root",
+    captions: bool = True,
 ) -> Source:
     """Opens a folder, a file, a pattern of files, an address or a Hub id.
 
@@ -85,6 +86,7 @@ def open_source(
         config: of a Hub dataset that has several.
         streaming: rows as they come, instead of a table.
         image_root, image_access: see `ImageFiles`.
+        captions: whether a folder of images without any is an error.
 
     Raises:
         DataError: if it is not there, is nothing that is read here, or has another layout than it seems, with the
@@ -95,13 +97,13 @@ def open_source(
         import datasets
     except ImportError as error:
         raise ImportError(
-            'Sources are read with the package `datasets`, of the extras "train" and "evaluate": '
+            'Sources are read with the package `datasets`, of the extras "train", "evaluate" and "search": '
             'pip install "longclip-hf[train]"'
         ) from error
     path = Path(source).expanduser()
     place = str(path) if path.exists() else source
     if kind == "auto":
-        kind = kind_of(path)
+        kind = kind_of(path, captions)
     home: str | Path | None = image_root
     if kind == "sharegpt4v" and not path.is_file():
         raise DataError(f"There is no file {path}; sharegpt4v needs its JSON file.")
@@ -125,11 +127,15 @@ def open_source(
     return Source(source, kind, rows, columns, files)
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of(path: Path, captions: bool = True) -> Kind:
     """What a source is, by its layout; what is not on this machine is left to `datasets`.
 
+    Args:
+        path: of it.
+        captions: whether a folder of images without any is an error.
+
     Raises:
-        DataError: for what has no captions, with the remedy.
+        DataError: for what is nothing that is read here, or has no captions, with the remedy.
     """
     if not path.is_dir():
         suffix = _suffix(path)
@@ -150,9 +156,9 @@ def kind_of(path: Path) -> Kind:
         return "pairs"
     if suffixes & (_SUFFIXES.keys() - {".json"}):
         return "datasets"
-    if images:
+    if images and captions:
         raise DataError(_without_captions(path, images))
-    return "datasets"
+    return "pairs" if images else "datasets"
 
 
 def _without_captions(path: Path, images: Sequence[Path]) -> str:

@@ -9,16 +9,9 @@ from typing import Any, Literal
 from longclip_hf.errors import DataError, ImageError
 from longclip_hf.evaluation.misses import thumbnail
 from longclip_hf.image_files import Access
-from longclip_hf.search.reading import (
-    CAPTION_COLUMNS,
-    IMAGE_COLUMNS,
-    BadRow,
-    Source,
-    field_of,
-    open_source,
-    read_image,
-    texts_of,
-)
+from longclip_hf.rows import BadRow, read_image, texts_of
+from longclip_hf.rows import field as field_of
+from longclip_hf.sources import CAPTION_COLUMNS, IMAGE_COLUMNS, Source, open_source
 
 Thumbnails = Literal["needed", "all", "none"]
 THUMBNAIL_SIDE = 256
@@ -110,6 +103,8 @@ class SourceRows:
         row = Row(number, self.source.place(number))
         try:
             found = self.source.rows[number]
+            if isinstance(found, BadRow):
+                raise found
             flat = _flat(found)
             if self.caption is not None:
                 texts = [text for text in self._texts(found) if text.strip()]
@@ -162,12 +157,14 @@ def open_rows(
         image, caption: their columns; by default the obvious ones.
         embed: `"images"`, `"texts"` or both, as far as there are any.
         columns, max_pixels, thumbnails, prepare: see `SourceRows`.
-        split, config, image_root, image_access: see `longclip_hf.search.reading.open_source`.
+        split, config, image_root, image_access: see `longclip_hf.sources.open_source`.
 
     Raises:
         DataError: if there is no such source or column, or nothing to embed.
     """
-    source = open_source(name, split=split, config=config, image_root=image_root, image_access=image_access)
+    source = open_source(
+        name, split=split, config=config, image_root=image_root, image_access=image_access, captions=False
+    )
     kinds = _kinds(source)
     found_image = _column(source, kinds, image, IMAGE_COLUMNS, "--image_column") if "images" in embed else None
     found_caption = _column(source, kinds, caption, CAPTION_COLUMNS, "--caption_column") if "texts" in embed else None

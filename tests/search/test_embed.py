@@ -69,7 +69,7 @@ def test_a_folder(photos: Path, longclip_folder: Path, tmp_path: Path, capsys: p
     assert embed(photos, longclip_folder, tmp_path / "table") == 0
     printed, errors = capsys.readouterr()
     assert f"{len(GOOD)} rows of {photos} added" in printed
-    assert "2 bad rows: 1 missing, 1 unreadable" in errors and "row 2 of" in errors and "row 5 of" in errors
+    assert "2 bad rows: 1 missing, 1 unreadable" in errors and "line 3 of" in errors and "line 6 of" in errors
 
     found = table_of(tmp_path / "table")
     assert found["row"] == GOOD and set(found["source"]) == {str(photos)}

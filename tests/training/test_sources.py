@@ -252,5 +252,5 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     setting = sharegpt4v(make_rows(), tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r'`datasets`, of the extras "train" .*pip install "longclip-hf\[train\]"'):
+    with pytest.raises(ImportError, match=r'`datasets`, of the extras "train", .*pip install "longclip-hf\[train\]"'):
         load_rows(DataArguments(**setting))
