@@ -174,6 +174,7 @@ def without_unreadable(found: Retrieval | Classification, left_out: LeftOut) -> 
         captions=[caption for caption, _ in pairs],
         image_of=[number_of[image] for _, image in pairs],
         notes=notes,
+        group_of=None if found.group_of is None else [found.group_of[number] for number in kept],
     )
 
 

@@ -17,7 +17,7 @@ def model_conflict(first: Model, second: Model) -> str | None:
 
 def benchmark_conflict(first: BenchmarkInfo, second: BenchmarkInfo) -> str | None:
     """In what two benchmarks of one name differ, or None."""
-    facts = {"definition": "another definition", "fingerprint": "other data", "groups": "other groups"}
+    facts = {"definition": "another definition", "groups": "other groups", "fingerprint": "other data"}
     return _differing("benchmark", first, second, facts)
 
 

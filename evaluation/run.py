@@ -90,6 +90,10 @@ def main(args: list[str] | None = None) -> int:
         "--image_access", choices=("root", "local", "any"), default="root",
         help="images outside it: none, any file of this machine, or any address too; %(default)s",
     )  # fmt: skip
+    source.add_argument(
+        "--group_column", metavar="NAME",
+        help="of what images that are alike share, such as frames of a film: intervals resample groups",
+    )  # fmt: skip
     source.add_argument("--split", metavar="NAME", help="where there are several")
     source.add_argument(
         "--on_bad_row", choices=("error", "skip"), default="error",
@@ -196,7 +200,7 @@ def _load_benchmarks(options: Any) -> "tuple[list[Retrieval | Classification | C
 
     given = Columns(
         options.image_column, options.caption_column or (), options.split, options.image_root, options.image_access,
-        options.data_format,
+        options.data_format, options.group_column,
     )  # fmt: skip
     columns = None if given == Columns() else given
     left_out = LeftOut()

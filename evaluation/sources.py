@@ -1,7 +1,7 @@
 """Any source of images with captions -> a retrieval benchmark. `longclip_hf/sources.py` opens and reads it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class Columns:
             where the source lies.
         image_access: of images outside it; see `longclip_hf.image_files.ImageFiles`.
         kind: how it is read; by default as its layout says.
+        group: of numbers or texts that images which are alike share, such as frames of one film: intervals resample
+            groups. None: every image is its own.
     """
 
     image: str | None = None
@@ -35,6 +37,7 @@ class Columns:
     image_root: str | None = None
     image_access: Access = "root"
     kind: Kind = "auto"
+    group: str | None = None
 
 
 def read_source(source: str, root: Path | None, columns: Columns, left_out: LeftOut) -> Retrieval:
@@ -49,20 +52,39 @@ def read_source(source: str, root: Path | None, columns: Columns, left_out: Left
             image_access=columns.image_access,
         )
         found = find_columns(opened, columns.image, columns.captions)
-        opened = only(opened, found)
+        if columns.group is not None and columns.group.partition(".")[0] not in opened.columns:
+            raise DataError(
+                f"{source} has no column {columns.group!r} but {', '.join(opened.columns)}: name the right one with "
+                "--group_column."
+            )
+        opened = only(opened, found, [columns.group] if columns.group else [])
         # Rows of one file, or that hold the same bytes, are one image: two equal candidates would tie: a miss.
         merged: dict[Any, tuple[ImageFile, list[str]]] = {}
+        groups: dict[Any, Any] = {}
         for number in range(len(opened.rows)):
             place = opened.place(number)
             try:
                 key, image, texts = _read_row(opened, found, number, place)
+                group = field(opened.rows[number], columns.group) if columns.group else None
             except BadRow as bad:
                 left_out.add(place, bad.cause, f"{begun(place)} cannot be read: {bad}.")
-            else:
-                merged.setdefault(key, (image, []))[1].extend(texts)
+                continue
+            if columns.group and group in (None, ""):
+                left_out.add(place, "no_group", f"{begun(place)} has no group in column {columns.group!r}.")
+                continue
+            merged.setdefault(key, (image, []))[1].extend(texts)
+            if groups.setdefault(key, group) != group:
+                raise DataError(
+                    f"{begun(place)} has the group {group!r}, and another row of its image {groups[key]!r}: an image "
+                    "is of one group."
+                )
     except DataError as error:
         raise BenchmarkError(str(error)) from error
-    return retrieval(source, merged.values(), _notes(source, opened, columns, found, merged, left_out))
+    made = retrieval(source, merged.values(), _notes(source, opened, columns, found, merged, left_out))
+    if columns.group is None:
+        return made
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups.values()))}
+    return replace(made, group_of=[numbers[groups[key]] for key in merged])
 
 
 def _notes(

@@ -339,11 +339,11 @@ def find_columns(
     )
 
 
-def only(source: Source, columns: Columns) -> Source:
-    """`source` without the other columns, where leaving them out saves reading them."""
+def only(source: Source, columns: Columns, also: Sequence[str] = ()) -> Source:
+    """`source` without the columns other than these and `also`, where leaving them out saves reading them."""
     if not hasattr(source.rows, "select_columns"):
         return source
-    wanted = [columns.image, *columns.captions, *([columns.short] if columns.short else [])]
+    wanted = [columns.image, *columns.captions, *([columns.short] if columns.short else []), *also]
     names = [name if name in source.columns else name.partition(".")[0] for name in wanted]
     kept = list(dict.fromkeys([*names, *(name for name in ("__key__", "__url__") if name in source.columns)]))
     return replace(source, rows=source.rows.select_columns(kept), columns=kept)

@@ -20,10 +20,11 @@ from transformers import AutoModel, AutoProcessor
 from longclip_hf.evaluation import run
 from longclip_hf.evaluation.benchmarks import load_benchmark
 from longclip_hf.evaluation.encoding import Encoder
+from longclip_hf.evaluation.intervals import bootstrap_interval
 from longclip_hf.evaluation.misses import Text
 from longclip_hf.evaluation.query_store import QueryStore
 from longclip_hf.images import decode_image
-from longclip_hf.results import Results, Value, read_results
+from longclip_hf.results import Results, Value, is_share, read_results
 from modeling_longclip.compat import features
 
 QUICK = ["--resamples", "100", "--device", "cpu"]
@@ -394,6 +395,47 @@ def test_captions_are_prepared(longclip_folder: Path, tmp_path: Path) -> None:
         assert [note for note in benchmark.notes if "literal <|endoftext|>" in note]
         lengths.append(len(benchmark.lengths) - 1)
     assert lengths[0] != lengths[1]
+
+
+def test_groups_of_images_that_are_alike(
+    photos: Path, longclip_folder: Path, results: Results, output: Path, tmp_path: Path
+) -> None:
+    """The figures stay, the intervals are those of groups; who measured without groups is not mixed with it."""
+    source = tmp_path / "photos"
+    shutil.copytree(photos, source)
+    rows = [json.loads(line) for line in (source / "metadata.jsonl").read_text().splitlines()]
+    films = [{**row, "film": f"film {number // 4}"} for number, row in enumerate(rows)]
+
+    def evaluated(listed: list[dict[str, Any]], *words: str) -> int:
+        (source / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed))
+        given = [longclip_folder, "--benchmark", source, "--output", tmp_path / "out", "--no_effective_length", *QUICK]
+        return run.main([str(word) for word in [*given, "--cache", output / "features", *words]])
+
+    assert evaluated(films, "--group_column", "film") == 0
+    found = read_results(tmp_path / "out" / "results.json")
+    assert found.benchmarks[0].groups == 3
+    assert f"Retrieval, {ROWS} images in 3 groups, {ROWS} captions." in (tmp_path / "out" / "report.md").read_text()
+    plain = results.scores[1].metrics
+    measured = QueryStore(tmp_path / "out" / "queries").read(found.models[0], found.benchmarks[0], (False, False))
+    assert measured is not None
+    for metric, value in found.scores[0].metrics.items():
+        assert value.value == plain[metric].value
+        groups = measured.groups[metric]
+        assert groups is not None and sorted(groups.tolist()) == [0] * 4 + [1] * 4 + [2] * 4
+        if is_share(metric):
+            expected = bootstrap_interval(measured.queries[metric], groups, 100)
+            assert (value.low, value.high) == pytest.approx((expected.low, expected.high), abs=2e-6)
+    assert evaluated(films) == 2  # without groups, into the same results
+    assert evaluated(films, "--group_column", "scene") == 2
+    assert evaluated([*films[1:], {**films[0], "film": ""}], "--group_column", "film") == 2
+    assert evaluated([*films, {**films[0], "film": "film 2"}], "--group_column", "film") == 2
+    skipped = evaluated(
+        [*films[1:], {**films[0], "film": ""}], "--group_column", "film", "--on_bad_row", "skip", "--replace"
+    )
+    assert skipped == 0
+    found = read_results(tmp_path / "out" / "results.json")
+    assert (found.benchmarks[0].groups, found.benchmarks[0].images) == (3, ROWS - 1)
+    assert "no_group" in (tmp_path / "out" / "bad_rows.jsonl").read_text()
 
 
 def test_figures_of_sentences(longclip_folder: Path, tmp_path: Path) -> None:
