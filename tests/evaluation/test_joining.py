@@ -104,7 +104,7 @@ class TestRuns:
             given.append("--clean_captions")
             words = "texts were read with --clean_captions in one of them"
         with monkeypatch.context() as patch:
-            patch.setattr("longclip_hf.evaluation.encoding.Encoder._forward", lambda *_: pytest.fail("late"))
+            patch.setattr("longclip_hf.evaluation.encoding.Encoder.forward", lambda *_: pytest.fail("late"))
             assert run.main([str(word) for word in [*given, "--output", output, *QUICK]]) == 2
         said = capsys.readouterr().err
         assert words in said and "Name another --output, or replace what is there with --replace." in said
