@@ -3,12 +3,10 @@
 A token of the world's tokenizer is a word or a mark of punctuation. Everything that is said is true of the picture.
 """
 
-from collections.abc import Sequence
-
 from examples.scenes.world import MAINS, PLACES, Detail, Draws, Scene
 
 # Class names and templates of zero-shot classification.
-CLASS_NAMES = tuple(f"{colour} {shape}" for colour, shape in MAINS)
+CLASS_NAMES = tuple(f"large {colour} {shape}" for colour, shape in MAINS)
 TEMPLATES = (
     "a {}.",
     "a photo of a {}.",
@@ -44,12 +42,12 @@ PLACE_PHRASES = dict(
         PLACES,
         (
             ("in the top left corner", "in the upper left corner"),
-            ("at the very top", "straight above the {shape}"),
+            ("at the very top", "straight above the large {shape}"),
             ("in the top right corner", "in the upper right corner"),
-            ("on the left side", "to the left of the {shape}"),
-            ("on the right side", "to the right of the {shape}"),
+            ("on the left side", "to the left of the large {shape}"),
+            ("on the right side", "to the right of the large {shape}"),
             ("in the bottom left corner", "in the lower left corner"),
-            ("at the very bottom", "straight below the {shape}"),
+            ("at the very bottom", "straight below the large {shape}"),
             ("in the bottom right corner", "in the lower right corner"),
         ),
         strict=True,
@@ -62,35 +60,35 @@ RELATIONS = {
     (0, -1): "directly to the right of",
     (0, 1): "directly to the left of",
 }
-FLAG_PHRASES = (
-    "the signal flag {flag} in {frame}",
-    "the flag {flag} in a {frame} frame",
-    "the flag by the name {flag} in {frame}",
-    "the flag for {flag} in a {frame} frame",
+OBJECTS = (
+    "a {size} {texture} {colour} {shape}",
+    "a {size} {colour} {shape} with a {texture} surface",
+    "a {colour} {shape} that is {size} and {texture}",
+    "a {size} {texture} {shape} in {colour}",
 )
 DETAIL_SENTENCES = (
-    "{place} there is {flag}{tail}.",
-    "{place} one can see {flag}{tail}.",
-    "{place} the picture also shows {flag}{tail}.",
-    "there is also {flag} {place}{tail}.",
-    "one can also see {flag} {place}{tail}.",
-    "the picture also shows {flag} {place}{tail}.",
+    "{place} there is {object}{tail}.",
+    "{place} one can see {object}{tail}.",
+    "{place} the picture also shows {object}{tail}.",
+    "there is also {object} {place}{tail}.",
+    "one can also see {object} {place}{tail}.",
+    "the picture also shows {object} {place}{tail}.",
 )
 # True of every detail, and of no help in telling pictures apart.
 TAILS = (
     ", drawn with clean and sharp edges",
-    ", as high as it is wide",
-    ", and it does not touch the {shape}",
+    ", much smaller than the large {shape} in the middle",
+    ", and it does not touch the large {shape}",
     ", with some free space on every side",
     ", well apart from all the other things",
     ", and nothing else is drawn over it",
 )
 
 # What a caption for pre-training is, of 20. Were more of them the main object's, no detail would be learned: the main
-# object alone tells the pictures of a batch apart. Nor would frames, by lists of three flags: one or two framed flags
-# are in several pictures of a batch, some in other frames.
-PRETRAINING_KINDS = ("main",) * 6 + ("list",) * 6 + ("framed",) * 5 + ("detail",) * 2 + ("main and detail",)
+# object alone tells the pictures of a batch apart.
+PRETRAINING_KINDS = ("main",) * 5 + ("list",) * 11 + ("detail",) * 2 + ("main and detail",) * 2
 LISTED_DETAILS = 3
+SAID_OF_LISTED = 0.25  # how often a list names a size, a texture, and all its places
 
 
 def main_sentence(scene: Scene, draws: Draws) -> str:
@@ -112,15 +110,13 @@ def long_caption(scene: Scene, draws: Draws) -> str:
 def pretraining_caption(scene: Scene, draws: Draws) -> str:
     """A short caption of one of `PRETRAINING_KINDS`.
 
-    The main object; three flags; one or two flags and their frames; one detail in the words of long captions, so that
-    none is new to who was pre-trained; or the main object and one detail, which is as long as short captions get.
+    The main object; three details and not the main object; one detail in the words of long captions, so that none is
+    new to who was pre-trained; or the main object and one detail, which is as long as short captions get.
     """
     kind = draws.one_of(PRETRAINING_KINDS)
     details = draws.shuffled(scene.details)
     if kind == "list":
-        return list_of_flags(details[:LISTED_DETAILS])
-    if kind == "framed":
-        return list_of_flags(details[: draws.one_of((1, 2))], framed=True)
+        return _list_of_details(details[:LISTED_DETAILS], draws)
     sentence = _detail_sentence(scene, details[0], details[1:], draws)
     if kind == "detail":
         return sentence
@@ -131,23 +127,33 @@ def pretraining_caption(scene: Scene, draws: Draws) -> str:
     return _sentence(draws.one_of(TEMPLATES).format(CLASS_NAMES[scene.label]))
 
 
-def list_of_flags(details: Sequence[Detail], framed: bool = False) -> str:
-    """Such as "Alfa, tango and zulu." or "Alfa in red and tango in blue."."""
-    named = [f"{detail.flag} in {detail.frame}" if framed else detail.flag for detail in details]
-    return _sentence(f"{', '.join(named[:-1])}{' and ' if named[1:] else ''}{named[-1]}.")
+def _list_of_details(details: list[Detail], draws: Draws) -> str:
+    """Of each detail its colour and shape; size, texture and place are named now and then, place of all or none."""
+    with_places = draws.chance(SAID_OF_LISTED)
+    named = []
+    for detail in details:
+        texture = f"{detail.texture} " if draws.chance(SAID_OF_LISTED) else ""
+        size = f"{detail.size} " if draws.chance(SAID_OF_LISTED) else ""
+        place = f" {PLACE_NAMES[detail.place]}" if with_places else ""
+        named.append(f"a {size}{texture}{detail.colour} {detail.shape}{place}")
+    return _sentence(f"{', '.join(named[:-1])} and {named[-1]}.")
 
 
 def _detail_sentence(scene: Scene, detail: Detail, known: list[Detail], draws: Draws) -> str:
-    """One sentence; where a neighbour is `known`, it may say how they lie."""
+    """One sentence; where a neighbour is `known`, it may say how they lie, and names the neighbour unmistakably."""
     tail = draws.one_of(TAILS)
+    names = [(other.size, other.colour, other.shape) for other in scene.details]
     row, column = detail.place
     for other in known:
         relation = RELATIONS.get((other.place[0] - row, other.place[1] - column))
-        if relation and draws.chance(0.5):
-            tail = f", {relation} the flag {other.flag}"
+        name = (other.size, other.colour, other.shape)
+        if relation and names.count(name) == 1 and draws.chance(0.5):
+            tail = f", {relation} the {' '.join(name)}"
             break
     text = draws.one_of(DETAIL_SENTENCES).format(
-        flag=draws.one_of(FLAG_PHRASES).format(flag=detail.flag, frame=detail.frame),
+        object=draws.one_of(OBJECTS).format(
+            size=detail.size, texture=detail.texture, colour=detail.colour, shape=detail.shape
+        ),
         place=draws.one_of(PLACE_PHRASES[detail.place]).format(shape=scene.shape),
         tail=tail.format(shape=scene.shape),
     )
@@ -155,4 +161,5 @@ def _detail_sentence(scene: Scene, detail: Detail, known: list[Detail], draws: D
 
 
 def _sentence(text: str) -> str:
+    text = text.replace("a orange", "an orange")
     return text[0].upper() + text[1:]
