@@ -138,6 +138,7 @@ class SearchIndex:
         where: str | None = None,
         among: str | None = None,
         exact: bool = False,
+        max_length: int | None = None,
     ) -> Answer:
         """
         Args:
@@ -147,6 +148,7 @@ class SearchIndex:
             where: an SQL condition on the table's columns, such as `"price < 20"`.
             among: `"images"` or `"texts"`; by default images, where there are any.
             exact: compare every row, though there is an index.
+            max_length: read no more tokens of the text than so many.
 
         Raises:
             SearchError: for a question that is none, a condition that is none, or vectors that are not there.
@@ -160,9 +162,9 @@ class SearchIndex:
         column = self._column(among)
         tokens = read = 0
         if text is not None:
-            found = self.encoder.encode_texts([text])
+            found = self.encoder.encode_texts([text], max_length)
             features, tokens = found.embeds, int(found.lengths[0])
-            read = min(tokens, self.encoder.positions)
+            read = min(tokens, max_length or tokens, self.encoder.positions)
         else:
             features = self._image_features(image)
         vector = F.normalize(features[0], dim=0).numpy().astype(np.float32)
