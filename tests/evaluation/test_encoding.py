@@ -27,7 +27,7 @@ from transformers import AutoProcessor, CLIPModel, CLIPTextModelWithProjection, 
 
 from examples.random_clip import SENTENCES, write_image_settings, write_tokenizer
 from longclip_hf.errors import EncodingError
-from longclip_hf.evaluation import loading
+from longclip_hf.evaluation import encoding, loading
 from longclip_hf.evaluation.benchmarks import ImageFile
 from longclip_hf.evaluation.encoding import Encoder
 from longclip_hf.evaluation.feature_store import FeatureStore
@@ -178,6 +178,20 @@ class TestImages:
         assert torch.equal(
             make_encoder(longclip_folder, workers=2).encode_images(images), encoder.encode_images(images)
         )
+
+    def test_few_decoded_pixels_are_held(self, longclip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As many as fit and one more; the features are those of a whole batch."""
+        made: list[int] = []
+        inputs = encoding.image_inputs
+        monkeypatch.setattr(encoding, "image_inputs", lambda p, held: made.append(len(held)) or inputs(p, held))
+
+        def encoded() -> torch.Tensor:
+            return make_encoder(longclip_folder, workers=0, batch_images=5).encode_images(make_images()[:5])
+
+        whole = encoded()
+        monkeypatch.setattr(encoding, "HELD_PIXELS", 40 * 36)
+        assert torch.equal(encoded(), whole)
+        assert made == [5, 2, 2, 1]
 
     def test_grey_and_turned(self, encoder: Encoder) -> None:
         """A JPEG in grey, and the same turned on disk and upright by its EXIF data."""
