@@ -383,6 +383,7 @@ def test_interrupted(
         limit = time.monotonic() + 120
         while not list(tmp_path.glob("out/checkpoint-*/COMPLETE.json")) and time.monotonic() < limit:
             time.sleep(0.1)
+        assert list(tmp_path.glob("out/checkpoint-*/COMPLETE.json")), process.printed()
         process.send_signal(sent)
         _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
