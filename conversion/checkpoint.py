@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ import yaml
 from huggingface_hub import ModelCard, snapshot_download
 from transformers import CLIPConfig, CLIPTextConfig, PretrainedConfig
 
-from longclip_hf.conversion.foreign import refuse_file
 from longclip_hf.conversion.hub import fetched
 from longclip_hf.conversion.settings import read_settings
-from longclip_hf.conversion.tensors import StoredTensor, read_safetensors, read_torch, target_dtype
+from longclip_hf.conversion.tensors import StoredTensor, target_dtype
+from longclip_hf.conversion.weight_files import read_weights, weight_files
 from longclip_hf.errors import ConversionError
-from longclip_hf.files import inside, notice, read_json
+from longclip_hf.files import inside, notice
 from modeling_longclip import (
     LongCLIPConfig,
     LongCLIPModel,
@@ -42,6 +42,14 @@ PROCESSOR_FILES = [
     "preprocessor_config.json",
     "processor_config.json",
 ]
+
+
+class NotCLIPError(ConversionError):
+    """A folder of another kind of model, which some commands read all the same."""
+
+    def __init__(self, folder: Path, model_type: Any, message: str) -> None:
+        super().__init__(message)
+        self.folder, self.model_type = folder, model_type
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,7 @@ def read_checkpoint(
             ones that its configuration asks for.
     """
     folder = find_folder(source, revision, variant=variant)
-    return read_files(source, folder, _weight_files(source, folder, variant), stretched, own_length)
+    return read_files(source, folder, weight_files(source, folder, variant), stretched, own_length)
 
 
 def read_files(
@@ -131,7 +139,7 @@ def read_files(
 ) -> Checkpoint:
     """`read_checkpoint` of a folder whose weights are in `files`: a variant of several, under names of its own."""
     settings = _read_settings(source, folder, stretched)
-    tensors = {name: tensor for file in files for name, tensor in _read_weights(file).items()}
+    tensors = {name: tensor for file in files for name, tensor in read_weights(file).items()}
     if settings["model_type"] == "clip_text_model":
         tensors = {_nested(name): tensor for name, tensor in tensors.items()}
     if POSITION_TABLE in tensors and tensors[POSITION_TABLE].shape:
@@ -173,7 +181,7 @@ def find_folder(source: str, revision: str | None = None, weights: bool = True, 
         raise ConversionError(f"{source}: no such folder.")
     safetensors = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
     torch_files = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
-    patterns = ["config.json", "README.md", *PROCESSOR_FILES]
+    patterns = ["config.json", "README.md", *PROCESSOR_FILES, "spiece.model", "tokenizer.model"]
     if variant is not None:
         return download(source, revision, [*patterns, f"model.{variant}.safetensors"])
     folder = download(source, revision, patterns + safetensors * weights)
@@ -219,16 +227,18 @@ def _read_settings(source: str, folder: Path, stretched: bool) -> dict[str, Any]
     raw = read_settings(folder, "config.json")
     model_type = raw.get("model_type")
     texts = [part for part in (raw, raw.get("text_config")) if isinstance(part, dict)]
+    if model_type not in ("clip", "clip_text_model"):
+        raise NotCLIPError(
+            folder,
+            model_type,
+            f"{source} is a {model_type!r} model, and Long-CLIP stretches CLIP: model_type 'clip' (CLIPModel) or "
+            "'clip_text_model' (CLIPTextModel, CLIPTextModelWithProjection).",
+        )
     if not stretched and any("keep" in part for part in texts):
         length = texts[-1].get("max_position_embeddings")
         raise ConversionError(
             f"{source} is already a Long-CLIP of {length} positions. Stretch the CLIP it came from instead: "
             "positions that are interpolated twice stand for nothing that was trained."
-        )
-    if model_type not in ("clip", "clip_text_model"):
-        raise ConversionError(
-            f"{source} is a {model_type!r} model, and Long-CLIP stretches CLIP: model_type 'clip' (CLIPModel) or "
-            "'clip_text_model' (CLIPTextModel, CLIPTextModelWithProjection)."
         )
     for part in _objects(raw):
         labels = part.get("num_labels")  # for which transformers makes names, one by one
@@ -274,59 +284,6 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         yield value
         for part in value.values():
             yield from _objects(part)
-
-
-def _weight_files(source: str, folder: Path, variant: str | None = None) -> list[Path]:
-    variants = {file.name.split(".")[1] for file in folder.glob("model.*.safetensors")}
-    if variant is not None:
-        if variant in variants:
-            return [inside(folder, f"model.{variant}.safetensors")]
-        there = f" It has {', '.join(sorted(variants))}." if variants else ""
-        raise ConversionError(f"{source} holds no model.{variant}.safetensors.{there}")
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if inside(folder, name).is_file():
-            return [folder / name]
-        index = inside(folder, f"{name}.index.json")
-        if index.is_file():
-            shards = sorted(shards_of(index))
-            if missing := [shard for shard in shards if not inside(folder, shard).is_file()]:
-                raise ConversionError(f"{source}: {index.name} names shards that are not there: {', '.join(missing)}.")
-            return [folder / shard for shard in shards]
-    if variants:
-        known = ", ".join(sorted(variants))
-        raise ConversionError(
-            f"{source} holds no model.safetensors, but variants of it: {known}. Choose one with --variant."
-        )
-    for name in ("flax_model.msgpack", "tf_model.h5"):
-        if (folder / name).is_file():
-            refuse_file(inside(folder, name))
-    raise ConversionError(f"{source} holds no weights: neither model.safetensors nor pytorch_model.bin, nor shards.")
-
-
-def shards_of(index: Path) -> set[str]:
-    """The names of files in an index of shards.
-
-    Raises:
-        ConversionError: if it is none, or names a file outside its folder.
-    """
-    weight_map = read_json(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) and _all_text(weight_map) else set()
-    if not names:
-        raise ConversionError(
-            f"{index} is no index of shards: its weight_map is not tensor -> file. Download it again."
-        )
-    for name in names:
-        inside(index.parent, name)
-    return names
-
-
-def _all_text(mapping: Mapping[str, Any]) -> bool:
-    return all(isinstance(value, str) for value in mapping.values())
-
-
-def _read_weights(file: Path) -> dict[str, StoredTensor]:
-    refuse_file(file)
-    return read_safetensors(file) if file.suffix == ".safetensors" else read_torch(file)
 
 
 def _nested(name: str) -> str:

@@ -45,7 +45,7 @@ _NAMES: tuple[tuple[Callable[[str], bool], str, str], ...] = (
      "a CLIP with a text tower of the BERT family (XLM-RoBERTa, Chinese-CLIP)",
      "Its positions are not CLIP's, and it is not stretched here"),
     (_holds("logit_bias", "vision_model.head.attention", "text_model.head."), "a SigLIP",
-     "Its text tower is bidirectional and pools its last token; it is not stretched here"),
+     "In a folder with its config.json, stretch.py stretches it; one file does not say all that is needed"),
     (_holds("encoder.block.0.layer.0.SelfAttention"), "a T5 encoder", "T5 has no table of positions to stretch"),
 )  # fmt: skip
 

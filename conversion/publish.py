@@ -149,8 +149,9 @@ def choose_files(folder: Path, has_image_tower: bool, update_code: bool = False)
         ConversionError: if one is missing that a model needs.
         FileError: if one leads out of the folder.
     """
-    from longclip_hf.conversion.checkpoint import PROCESSOR_FILES, shards_of
+    from longclip_hf.conversion.checkpoint import PROCESSOR_FILES
     from longclip_hf.conversion.folder import CODE_FILES
+    from longclip_hf.conversion.weight_files import shards_of
 
     code = [file.name for file in CODE_FILES]
     tokenizer = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"]

@@ -4,6 +4,7 @@
     python conversion/stretch.py path/to/clip --output long-clip --arithmetic float16
     python conversion/stretch.py openai/clip-vit-large-patch14 --keep 30 --ratio 8 --length 400
     python conversion/stretch.py openai/clip-vit-base-patch16 --method linear      # 231 rows, the paper's baseline
+    python conversion/stretch.py google/siglip-base-patch16-224                    # 64 -> 193; docs/conversion.md
 
 The output is proven before the command ends: kept rows and all other tensors bit-identical, stretched rows against the
 paper's formula, features of short texts unchanged. A stretched model reads 248 tokens; it has yet to be fine-tuned on
@@ -48,6 +49,7 @@ class StretchReport:
     proofs: dict[str, str]
     dropped: list[str]
     seconds: dict[str, float]
+    custom_code: bool = True
 
 
 def stretch(
@@ -69,7 +71,8 @@ def stretch(
     """Writes the checkpoint `source` with a stretched table of text positions to the folder `output` (paper 3.2).
 
     Args:
-        source: a Hub id or folder holding a CLIPModel, CLIPTextModel or CLIPTextModelWithProjection.
+        source: a Hub id or folder holding a CLIPModel, CLIPTextModel or CLIPTextModelWithProjection; or a SigLIP, of
+            which `siglip.py` says what it means.
         output: the new folder. It appears at the end, whole, or not at all.
         length: positions of the new table; by default all that `keep` and `ratio` make (248).
         keep: leading rows that stay (20, or 0 for `linear`).
@@ -89,8 +92,14 @@ def stretch(
     """
     import torch
 
-    from longclip_hf.conversion import folder, parity
-    from longclip_hf.conversion.checkpoint import POSITION_TABLE, find_folder, long_config, read_checkpoint
+    from longclip_hf.conversion import folder, parity, siglip
+    from longclip_hf.conversion.checkpoint import (
+        POSITION_TABLE,
+        NotCLIPError,
+        find_folder,
+        long_config,
+        read_checkpoint,
+    )
     from longclip_hf.conversion.positions import stretch_positions
     from longclip_hf.conversion.tensors import read_safetensors, write_safetensors
 
@@ -103,11 +112,28 @@ def stretch(
         raise ConversionError(
             f"The linear method keeps no row, got --keep {keep}. Leave it out, or use the other method."
         )
+    asked = keep, ratio
     keep = (0 if method == "linear" else KEEP) if keep is None else keep
     ratio = (LINEAR_RATIO if method == "linear" else RATIO) if ratio is None else ratio
 
     began = time.perf_counter()
-    checkpoint = read_checkpoint(source, revision, variant=variant)
+    try:
+        checkpoint = read_checkpoint(source, revision, variant=variant)
+    except NotCLIPError as other:
+        if other.model_type not in siglip.KINDS:
+            raise
+        if method == "linear" or processor is not None:
+            raise ConversionError(
+                f"{source} is a SigLIP, for which there is no --method linear nor --processor."
+            ) from None
+        made = siglip.stretch_siglip(
+            source, other.folder, output, length=length, keep=asked[0], ratio=asked[1], arithmetic=arithmetic,
+            dtype=dtype, variant=variant, overwrite=overwrite,
+        )  # fmt: skip
+        return StretchReport(
+            source, output, made.rows, made.length, made.keep, made.ratio, method, arithmetic, made.dtype, made.nbytes,
+            made.proofs, [], {"all": time.perf_counter() - began}, custom_code=False,
+        )  # fmt: skip
     processor_folder = checkpoint.folder if processor is None else find_folder(processor, weights=False)
     for name, read in ((source, checkpoint.folder.resolve()), (processor, processor_folder.resolve())):
         if output.resolve() in (read, *read.parents):
@@ -268,7 +294,7 @@ def _push(output: Path, repo: str, private: bool) -> str:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="longclip-stretch", description=__doc__)
-    parser.add_argument("source", help="Hub id or folder of a CLIPModel, CLIPTextModel or CLIPTextModelWithProjection")
+    parser.add_argument("source", help="Hub id or folder of a CLIP, its text tower, or a SigLIP")
     parser.add_argument("--output", type=Path, help="the new folder (default: long-NAME here)")
     parser.add_argument(
         "--length", type=int, help=f"positions of the new table (default: all that keep and ratio make, {LENGTH})"
@@ -349,8 +375,9 @@ def _print_report(console: Any, report: StretchReport) -> None:
     parts = ", ".join(f"{name} {value:.2f}" for name, value in report.seconds.items())
     summary.add_row("seconds", f"{sum(report.seconds.values()):.2f} ({parts})")
     console.print(summary)
+    plain = "trust_remote_code=True), or as plain CLIP" if report.custom_code else "which is a stock SigLIP)"
     console.print(
-        f"Load it with AutoModel.from_pretrained({str(report.output)!r}, trust_remote_code=True), or as plain CLIP.\n"
+        f"Load it with AutoModel.from_pretrained({str(report.output)!r}, {plain}.\n"
         f"It reads {report.length} tokens; fine-tune it on long captions to make it understand them.",
         highlight=False,
         soft_wrap=True,
