@@ -19,7 +19,7 @@ from longclip_hf.conversion.hub import CARD
 from longclip_hf.conversion.pipeline import unchanged_files
 from longclip_hf.conversion.positions import stretch_positions, stretched_length
 from longclip_hf.conversion.settings import read_settings
-from longclip_hf.conversion.tensors import read_safetensors, write_safetensors
+from longclip_hf.conversion.tensors import StoredTensor, read_safetensors, write_safetensors
 from longclip_hf.conversion.weight_files import read_weights, weight_files
 from longclip_hf.errors import ConversionError
 from longclip_hf.files import new_folder, read_json, write_json
@@ -99,7 +99,7 @@ def stretch_siglip(
     text: Any = config.get("text_config", config)
     if not isinstance(text, dict) or "keep" in text:
         raise ConversionError(f"{source} is stretched already. Stretch the SigLIP that it came from.")
-    tensors = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in weight_files(source, folder, variant):
         tensors |= read_weights(file)
     table_name = next(

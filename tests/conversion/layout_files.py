@@ -145,7 +145,14 @@ LAYOUTS: dict[str, Layout] = {
 }  # fmt: skip
 
 
+WHOLE = tuple(name for name in LAYOUTS if name.startswith(("`cond_stage", "`conditioner", "`text_encoders")))
+
+
 def rows() -> list[str]:
     """Of the table in docs/conversion.md."""
     classes = {True: "`CLIPTextModelWithProjection`", False: "`CLIPTextModel`"}
-    return [f"| {name} | {layout.met} | {classes[layout.projected]} |" for name, layout in LAYOUTS.items()]
+    back = {True: "`--into`", False: "`--to comfyui`"}
+    return [
+        f"| {name} | {layout.met} | {classes[layout.projected]} | {back[name in WHOLE]} |"
+        for name, layout in LAYOUTS.items()
+    ]

@@ -1,7 +1,6 @@
 """Text towers written as image makers hold them: a file that ComfyUI's loader reads, and whole checkpoints anew."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from longclip_hf.conversion.original import convert, main
 from longclip_hf.conversion.single_file import write_into, write_text_encoder
 from longclip_hf.conversion.stretch import stretch
 from longclip_hf.errors import ConversionError, ProofError
-from tests.conversion.layout_files import LAYOUTS, State, hugging_face, prefixed, text_tower
+from tests.conversion.layout_files import LAYOUTS, WHOLE, State, hugging_face, prefixed, text_tower
 
 Capture = pytest.CaptureFixture[str]
 METADATA = {"format": "pt", "modelspec.title": "Ünïque"}
@@ -69,9 +68,6 @@ def raw(file: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     places = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
     assert max(end for _, end in places.values()) == len(body)
     return header, {name: body[begin:end] for name, (begin, end) in places.items()}
-
-
-WHOLE = [name for name in LAYOUTS if re.match(r"`(cond_stage|conditioner|text_encoders)", name)]
 
 
 class TestInto:
