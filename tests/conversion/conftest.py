@@ -117,7 +117,10 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
     "cut config": (_write("config.json", '{"model_type": "cl'), "config.json is no JSON file"),
     "config is a list": (_write("config.json", "[]"), "config.json holds no JSON object, but a list"),
-    "siglip": (lambda folder: change_config(folder, model_type="siglip"), "is a 'siglip' model"),
+    "siglip": (
+        lambda folder: change_config(folder, model_type="siglip"),
+        r"is a 'siglip' model|not those of a SiglipModel",
+    ),
     "bert": (_write("config.json", '{"model_type": "bert", "hidden_size": 8}'), "is a 'bert' model"),
     "image tower": (
         lambda folder: change_config(folder, model_type="clip_vision_model"),

@@ -28,7 +28,7 @@ from longclip_hf.conversion.export import ExportReport, export, main
 from longclip_hf.conversion.immich import rearrange
 from longclip_hf.errors import ConversionError, ProofError
 from longclip_hf.evaluation.benchmarks import ImageFile, Retrieval
-from modeling_longclip import LongCLIPModel
+from modeling_longclip import LongCLIPModel, LongCLIPTextModelWithProjection
 from modeling_longclip.compat import features
 
 Capture = pytest.CaptureFixture[str]
@@ -550,3 +550,27 @@ class TestImmich:
             export(str(longclip_folder), tmp_path / "x", precisions=["fp32", "int8"], layout="immich")
         with pytest.raises(ConversionError, match=r"layout must be one of transformers.js, immich, got 'x'"):
             export(str(longclip_folder), tmp_path / "x", layout="x")
+
+
+class TestTransformersExporters:
+    """docs/export.md says what transformers 5's own exporters make of a text tower."""
+
+    @pytest.mark.filterwarnings("ignore:`treespec.children_specs` is deprecated:FutureWarning")  # transformers asks so
+    @pytest.mark.slow
+    def test_dynamo_takes_every_length(self, longclip_folder: Path) -> None:
+        exporters = pytest.importorskip("transformers.exporters", reason="transformers 4 has no exporters")
+        model = LongCLIPTextModelWithProjection.from_pretrained(longclip_folder).eval()
+        eos = model.config.eos_token_id
+        draw = torch.Generator().manual_seed(0)
+
+        def ids(rows: int, length: int) -> torch.Tensor:
+            input_ids = torch.randint(1, eos - 1, (rows, length), generator=draw)
+            input_ids[:, -1] = eos
+            return input_ids
+
+        config = exporters.DynamoConfig(dynamic=True)
+        exported = exporters.DynamoExporter().export(model, {"input_ids": ids(2, 20)}, config)
+        for rows, length in ((2, 20), (1, 77), (3, 248)):
+            input_ids = ids(rows, length)
+            with torch.inference_mode():
+                assert torch.equal(exported(input_ids=input_ids).text_embeds, model(input_ids=input_ids).text_embeds)

@@ -659,14 +659,14 @@ from longclip_hf.conversion.stretch import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 
-copy = tensors._copy_range
+copy = tensors.copy_range
 
 def stall(source, offset, count, stream, on_bytes):
     copy(source, offset, min(count, 1000), stream, on_bytes)
     print("copying", flush=True)
     time.sleep(120)
 
-tensors._copy_range = stall
+tensors.copy_range = stall
 sys.exit(main(sys.argv[1:]))
 """
 
