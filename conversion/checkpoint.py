@@ -16,7 +16,7 @@ from longclip_hf.conversion.hub import fetched
 from longclip_hf.conversion.settings import read_settings
 from longclip_hf.conversion.tensors import StoredTensor, target_dtype
 from longclip_hf.conversion.weight_files import read_weights, weight_files
-from longclip_hf.errors import ConversionError
+from longclip_hf.errors import ConversionError, NotCLIPError
 from longclip_hf.files import inside, notice
 from modeling_longclip import (
     LongCLIPConfig,
@@ -42,14 +42,6 @@ PROCESSOR_FILES = [
     "preprocessor_config.json",
     "processor_config.json",
 ]
-
-
-class NotCLIPError(ConversionError):
-    """A folder of another kind of model, which some commands read all the same."""
-
-    def __init__(self, folder: Path, model_type: Any, message: str) -> None:
-        super().__init__(message)
-        self.folder, self.model_type = folder, model_type
 
 
 @dataclass(frozen=True)

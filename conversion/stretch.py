@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longclip_hf.command import CommandParser, consoles, guarded, print_proofs
-from longclip_hf.errors import ConversionError, LongCLIPError
+from longclip_hf.errors import ConversionError, LongCLIPError, NotCLIPError
 from longclip_hf.files import new_folder
 from modeling_longclip.defaults import CLIP_LENGTH, KEEP, LENGTH, RATIO
 
@@ -95,7 +95,6 @@ def stretch(
     from longclip_hf.conversion import folder, parity, siglip
     from longclip_hf.conversion.checkpoint import (
         POSITION_TABLE,
-        NotCLIPError,
         find_folder,
         long_config,
         read_checkpoint,

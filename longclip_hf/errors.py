@@ -4,6 +4,8 @@ All have one root, so that `except LongCLIPError` is enough. Commands print them
 exceptions are bugs, and keep their traceback.
 """
 
+from pathlib import Path
+
 
 class LongCLIPError(ValueError):
     """The root of every error of this project."""
@@ -11,6 +13,20 @@ class LongCLIPError(ValueError):
 
 class ConversionError(LongCLIPError):
     """A checkpoint, file or setting from which nothing can be made."""
+
+
+class NotCLIPError(ConversionError):
+    """A folder of another kind of model, which some commands read all the same.
+
+    Args:
+        folder: where it lies.
+        model_type: as its config.json says.
+        message: what it is.
+    """
+
+    def __init__(self, folder: Path, model_type: object, message: str) -> None:
+        super().__init__(message)
+        self.folder, self.model_type = folder, model_type
 
 
 class ProofError(ConversionError):
