@@ -49,9 +49,7 @@ Tower = Literal["text", "image"]
 # Rows of a batch, the model's inputs for them, and what is wrong with rows that are left out.
 Loaded = tuple[list[int], dict[str, torch.Tensor], list[str]]
 _SHORTEST = 3  # start of text, one token, end of text
-_WORD = re.compile(
-    r"[\u2e80-\uffff]|[^\s\u2e80-\uffff]+"
-)  # of Chinese, Japanese and Korean one letter: no spaces there
+_WORD = re.compile(r"[\u2e80-\uffff]|[^\s\u2e80-\uffff]+")  # a letter where no spaces are: Chinese, Japanese, Korean
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def _figures(score: Score) -> Iterator[tuple[str, Value]]:
     yield "captions_cut", Value(score.truncated, None, None)
 
 
-def _p(difference: Difference, corrected_values: Mapping[tuple[str, ...], float]) -> list[str]:
+def _p(difference: Difference, corrected_values: Mapping[tuple[str, str, str, str], float]) -> list[str]:
     d = difference
     values = (d.p, corrected_values.get((d.benchmark, d.reference, d.model, d.metric)))
     return ["" if p is None else f"{p:g}" for p in values]

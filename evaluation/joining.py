@@ -1,7 +1,8 @@
 """Results of several runs as one: models and benchmarks side by side, and what cannot stand together said."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from longclip_hf.errors import ResultsError
 from longclip_hf.evaluation.query_store import QueryStore, prepared_of
@@ -110,7 +111,11 @@ def told_apart(parts: Sequence[Results]) -> tuple[list[Results], list[str]]:
     """
     said: list[str] = []
     renamed: list[dict[str, str]] = []
-    for kind, conflict in (("models", model_conflict), ("benchmarks", benchmark_conflict)):
+    kinds: dict[str, Callable[[Any, Any], str | None]] = {
+        "models": model_conflict,
+        "benchmarks": benchmark_conflict,
+    }
+    for kind, conflict in kinds.items():
         known: dict[str, list[Model | BenchmarkInfo]] = {}
         for part in parts:
             for item in getattr(part, kind):

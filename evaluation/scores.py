@@ -99,11 +99,13 @@ def measure_sentences(
     queries = {
         f"{side}_r1_{variant}": found.double().cpu() for side, own in hits.items() for variant, found in own.items()
     }
-    groups = {metric: alike["i2t" if metric.startswith("i2t") else "t2i"] for metric in queries}
+    groups: dict[str, torch.Tensor | None] = {
+        metric: alike["i2t" if metric.startswith("i2t") else "t2i"] for metric in queries
+    }
     of_captions = alike["t2i"]
     assert of_captions is not None
     queries |= {"himo": himo[0], "himo_rises": himo[1]}
-    groups |= dict.fromkeys(("himo", "himo_rises"), of_captions[captions])
+    groups["himo"] = groups["himo_rises"] = of_captions[captions]
     return _measured(queries, groups, 0, bootstrap)
 
 

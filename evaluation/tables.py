@@ -160,7 +160,8 @@ def overview(results: Results) -> Table:
     difference to the first model, with a `*` where its test says that it is no chance."""
     reference, p_values = results.models[0].name, corrected(results)
     differences = {(d.benchmark, d.model, d.metric): d.value for d in results.differences if d.reference == reference}
-    columns, cells = [], {model.name: list[Cell]() for model in results.models}
+    columns: list[str] = []
+    cells: dict[str, list[Cell]] = {model.name: [] for model in results.models}
     for info in results.benchmarks:
         scores = scores_of(results, info)
         for metric, label in HEADLINES[info.kind].items():
