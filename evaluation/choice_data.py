@@ -92,7 +92,8 @@ def read_choices(source: str, root: str | Path | None, access: Any = "root") -> 
     files = ImageFiles(root or path.parent, access=access)
     images: dict[object, tuple[int, ImageFile]] = {}
     captions: dict[str, int] = {}
-    images_of, captions_of = [], []
+    images_of: list[tuple[int, ...]] = []
+    captions_of: list[tuple[int, ...]] = []
     for number, row in enumerate([first, *rows]):
         columns = _columns(shape, row)
         if columns is None:
