@@ -1,5 +1,6 @@
 """What a folder of embeddings was made with: `longclip.json`, which everything that reads it is checked against."""
 
+import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,8 +51,6 @@ class Settings:
 
     def write(self, folder: Path) -> None:
         """Into a folder that exists."""
-        import json
-
         write_atomically(folder / FILE, (json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod

@@ -28,7 +28,9 @@ class Table(Protocol):
 
 def open_table(folder: Path, format: Format) -> Table:
     """A table that is there, or will be with its first rows."""
-    return {"lance": LanceTable, "parquet": ParquetParts, "npy": NumpyParts}[format](folder)
+    if format == "lance":
+        return LanceTable(folder)
+    return ParquetParts(folder) if format == "parquet" else NumpyParts(folder)
 
 
 def open_lance(folder: Path) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 import fork_server
-import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +20,8 @@ from torch.nn import functional as F
 from longclip_hf.evaluation.encoding import Encoder
 from longclip_hf.search.embed import main
 from longclip_hf.search.source_rows import Row, column_of, open_rows
+
+lancedb = pytest.importorskip("lancedb", reason="the extra `search` is not installed")
 
 ROWS = 13
 CHUNK = 4

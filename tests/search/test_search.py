@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,11 +16,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 from longclip_hf.errors import ImageError, SearchError
+from longclip_hf.evaluation.retrieval import retrieval_ranks
 from longclip_hf.search import embed, index, indexing, search
 from longclip_hf.search.contact_sheet import contact_sheet
 from longclip_hf.search.lookup import Tuning, checked, nearest, read_indices
 from longclip_hf.search.search_index import SearchIndex
 from longclip_hf.search.settings import Settings
+
+lancedb = pytest.importorskip("lancedb", reason="the extra `search` is not installed")
 
 ROWS = 13
 WORDS = ["dog", "cat", "house", "tree", "street", "man", "woman", "bench", "sky", "taxi", "door", "roof", "phone"]
@@ -65,6 +67,18 @@ def test_a_caption_finds_itself_among_texts(found: SearchIndex) -> None:
     for number, word in enumerate(WORDS):
         (hit,) = found.search(f"a {word} beside a {word}", k=1, among="texts")
         assert hit.row == number and hit.score == pytest.approx(1, abs=2e-3)
+
+
+def test_recall_is_the_evaluation_s(folder: Path, longclip_folder: Path, tmp_path: Path) -> None:
+    """Of every caption's own image among the first three, from the table and from `retrieval_ranks`."""
+    words = [folder.parent / "photos", "--model", longclip_folder, "--output", tmp_path / "table", "--device", "cpu"]
+    assert embed.main([*map(str, words), "--quiet", "--precision", "float32"]) == 0
+    index = SearchIndex(tmp_path / "table", device="cpu")
+    rows = index.table.to_arrow().sort_by("row").to_pydict()
+    texts = index.encoder.encode_texts(rows["text"]).embeds
+    ranks = retrieval_ranks(torch.tensor(rows["image_vector"]), texts, torch.arange(ROWS))["t2i"]
+    hits = [number in [hit.row for hit in index.search(text, k=3)] for number, text in enumerate(rows["text"])]
+    assert hits == ranks.hits(3).tolist() and sum(hits) / ROWS == ranks.recall(3) > 0
 
 
 def test_an_image(found: SearchIndex) -> None:

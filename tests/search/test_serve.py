@@ -18,6 +18,7 @@ from caption_files import imagefolder, make_rows
 from longclip_hf.search import embed
 from longclip_hf.search.search_index import SearchIndex
 
+pytest.importorskip("lancedb", reason="the extra `search` is not installed")
 pytest.importorskip("gradio", reason="the page's tests need the extra serve, which the test environments do not have")
 
 from longclip_hf.search.page import read_and_cut
