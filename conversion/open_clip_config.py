@@ -83,7 +83,7 @@ def check_sizes(
     vision: Mapping[str, Any],
     projection_dim: int,
 ) -> None:
-    """Whether OpenCLIP's `model_cfg` says what the tensors of `source` say, and nothing that CLIP has not.
+    """Whether OpenCLIP's `model_cfg` says what the tensors of `source` say, and nothing that CLIP does not have.
 
     Raises:
         ConversionError: with what it says otherwise.
@@ -131,7 +131,7 @@ def image_settings(
     Args:
         base: that of the base model, whose mean, std and resampling count where nothing else says them.
         side: in pixels, of the square that the image tower sees.
-        open_clip: OpenCLIP's configuration, if there is one. Where it is silent, OpenCLIP's own defaults count:
+        open_clip: OpenCLIP's configuration, if there is one. Where it says nothing, OpenCLIP's own defaults count:
             OpenAI's mean and std, and bicubic.
         statistics: a name among `IMAGE_STATISTICS`, of mean and std where there is no such configuration.
 
