@@ -181,6 +181,11 @@ def export(
         raise ConversionError(f"{source} is a text tower alone, and both towers are exported: name a whole CLIP.")
     text, vision = checkpoint.config.text_config, checkpoint.config.vision_config
     length = text.max_position_embeddings
+    if type(checkpoint.config).from_pretrained(checkpoint.folder).text_config.max_position_embeddings != length:
+        raise ConversionError(
+            f"transformers does not read {source} with the {length} positions of its table. Write one that it reads: "
+            f"longclip-convert {source} --output DIR."
+        )
 
     # float32 is written in any case, the others are made of it; and each once more on the way.
     with new_folder(output, 4 * checkpoint.nbytes(torch.float32), overwrite, marker=RECORD) as work:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, CLIPModel, CLIPProcessor, CLIPTextModel, CL
 from longclip_hf.conversion.adopt import adopt, find_stretch
 from longclip_hf.conversion.back import convert_back
 from longclip_hf.conversion.checkpoint import POSITION_TABLE, read_checkpoint
+from longclip_hf.conversion.export import export
 from longclip_hf.conversion.original import main
 from longclip_hf.conversion.positions import stretch_positions
 from longclip_hf.conversion.publish import prepare
@@ -84,6 +85,8 @@ class TestCommonFolder:
 
     def test_the_other_commands_read_it(self, common: Path, tmp_path: Path) -> None:
         convert_back(str(common), tmp_path / "open-clip", "open_clip")
+        with pytest.raises(ConversionError, match=r"does not read .* with the 248 positions .*longclip-convert "):
+            export(str(common), tmp_path / "out")
         with pytest.raises(
             ConversionError, match=r"has 248 positions already.*longclip-convert .*common --output DIR"
         ):
