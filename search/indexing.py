@@ -70,16 +70,16 @@ def measure(
         seed: of the sample.
         say: told of every step.
     """
-    queries = _queries(table, column, sample, seed)
-    exact, filtered = _exact(table, column, queries)
+    queries, own = _queries(table, column, sample, seed)
+    exact, filtered = _exact(table, column, queries, own)
     found = index
     for refine in (10, 30, 100):
         for probes in _ladder(index.partitions):
             tuning = Tuning(probes, refine)
             began = time.perf_counter()
-            recall = _recall(table, column, queries, exact, None, tuning)
+            recall = _recall(table, column, queries, own, exact, None, tuning)
             milliseconds = (time.perf_counter() - began) * 1000 / len(queries)
-            under = _recall(table, column, queries, filtered, _FILTER[0], tuning)
+            under = _recall(table, column, queries, own, filtered, _FILTER[0], tuning)
             found = index.tuned(tuning=tuning, recall=recall, filtered_recall=under, milliseconds=milliseconds)
             say(f"{column}: {probes} probes, refine {refine}: recall@{K} {recall:.3f}, filtered {under:.3f}")
             if min(recall, under) >= target:
@@ -95,17 +95,20 @@ def _ladder(partitions: int) -> Iterator[int]:
     yield partitions
 
 
-def _queries(table: Any, column: str, sample: int, seed: int) -> np.ndarray:
-    """Vectors of shape `(sample, dim)`: texts look for images as users do."""
+def _queries(table: Any, column: str, sample: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of shape `(sample, dim)`: texts look for images as users do. And the rows that do not count as found:
+    where the vectors are the table's own, each finds itself, which is no merit of the index. -1 for none.
+    """
     other = "text_vector" if column == "image_vector" and "text_vector" in table.schema.names else column
     count = table.count_rows(f"{other} is not null")
     rows = np.sort(np.random.default_rng(seed).choice(count, min(sample, count), replace=False))
-    found, begin = [], 0
-    for vectors, _ in _batches(table, other):
+    found, own, begin = [], [], 0
+    for vectors, numbers in _batches(table, other):
         wanted = rows[(rows >= begin) & (rows < begin + len(vectors))] - begin
         found.append(vectors[wanted])
+        own.append(numbers[wanted] if other == column else np.full(len(wanted), -1))
         begin += len(vectors)
-    return np.concatenate(found)
+    return np.concatenate(found), np.concatenate(own)
 
 
 def _batches(table: Any, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -117,11 +120,12 @@ def _batches(table: Any, column: str) -> Iterator[tuple[np.ndarray, np.ndarray]]
         yield flat.reshape(len(batch), vectors.type.list_size), batch["row"].to_numpy()
 
 
-def _exact(table: Any, column: str, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _exact(table: Any, column: str, queries: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The cosine of each query's `K`th nearest among all rows, and among those of the filter, in one pass."""
     best = [np.full((len(queries), K), -np.inf, np.float32) for _ in range(2)]
     for vectors, numbers in _batches(table, column):
         scores = queries @ (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)).T
+        scores[own[:, None] == numbers] = -np.inf
         for which, chosen in enumerate((scores, scores[:, _FILTER[1](numbers)])):
             best[which] = -np.sort(-np.concatenate([best[which], chosen], axis=1), axis=1)[:, :K]
     norms = np.linalg.norm(queries, axis=1)
@@ -129,13 +133,20 @@ def _exact(table: Any, column: str, queries: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _recall(
-    table: Any, column: str, queries: np.ndarray, least: np.ndarray, where: str | None, tuning: Tuning
+    table: Any,
+    column: str,
+    queries: np.ndarray,
+    own: np.ndarray,
+    least: np.ndarray,
+    where: str | None,
+    tuning: Tuning,
 ) -> float:
     """The share of the `K` nearest that are found: those no farther than the `K`th, so that equal rows count alike."""
     hits = 0
-    for query, bound in zip(queries, least, strict=True):
-        distances = nearest(table, column, query, K, where, tuning)["_distance"].to_numpy()
-        hits += int((1 - distances >= bound - 1e-5).sum())
+    for query, itself, bound in zip(queries, own, least, strict=True):
+        found = nearest(table, column, query, K + 1, where, tuning)
+        scores = 1 - found["_distance"].to_numpy()[found["row"].to_numpy() != itself][:K]
+        hits += int((scores >= bound - 1e-5).sum())
     return hits / (K * len(queries))
 
 
