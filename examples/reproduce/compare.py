@@ -33,7 +33,8 @@ class Published:
 
 def read_published(file: Path = PUBLISHED) -> list[Published]:
     with file.open(encoding="utf-8", newline="") as lines:
-        return [Published(**{**row, "percent": float(row["percent"])}) for row in csv.DictReader(lines)]
+        rows = [(row.pop("percent"), row) for row in csv.DictReader(lines)]
+    return [Published(percent=float(percent), **others) for percent, others in rows]
 
 
 def compare(results: Results, published: Iterable[Published]) -> str:
