@@ -60,7 +60,7 @@ def place(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pictures(downloads / "imagenet-o", "n01491361/a.JPEG", "n01443537/b.JPEG")
     for name in CIFAR:
         cifar(name, downloads)
-    write_open_clip(folder / "site")
+    write_open_clip(folder / "site", different=2)
     return folder
 
 
