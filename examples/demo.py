@@ -129,11 +129,17 @@ def _step(console: Any, module: str, words: list[str], quiet: bool = False) -> i
     import importlib
     import io
 
-    command = f"python -m {module}" if module.startswith("examples") else f"python {module.replace('.', '/')}.py"
-    console.print(f"\n[bold]$ {command} {shlex.join(words)}[/]", soft_wrap=True)
+    console.print(f"\n[bold]$ {shown_command(module)} {shlex.join(words)}[/]", soft_wrap=True)
     main: Callable[[list[str]], int] = importlib.import_module(module).main
     with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
         return main(words)
+
+
+def shown_command(module: str) -> str:
+    """What is typed in the checkout, where the folders of `longclip_hf` lie beside it."""
+    if module.startswith("examples."):
+        return f"python -m {module}"
+    return f"python {module.removeprefix('longclip_hf.').replace('.', '/')}.py"
 
 
 def _write_card(folder: Path, results: Path, training: list[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import fork_server
 import pytest
 
-from examples.demo import REAL_USE, draw_ranking, figures, main
+from examples.demo import REAL_USE, draw_ranking, figures, main, shown_command
 from longclip_hf.evaluation.benchmarks import BENCHMARKS
 from longclip_hf.files import read_json
 from longclip_hf.results import read_results
@@ -99,6 +99,14 @@ def test_ranking_is_drawn_with_the_right_picture_framed(tmp_path: Path) -> None:
     assert (0, 158, 115) in colours  # the frame
     assert (138, 138, 138) in colours  # the half that the original does not read
     assert {(10 * n, 0, 0) for n in range(7)} <= colours and (70, 0, 0) not in colours
+
+
+def test_the_commands_that_are_shown_are_there() -> None:
+    modules = re.findall(r'_step\(console, "([\w.]+)"', (ROOT / "examples" / "demo.py").read_text(encoding="utf-8"))
+    assert len(modules) == 4
+    shown = [shown_command(module).split() for module in modules]
+    assert all((ROOT / path[-1]).is_file() or path[:2] == ["python", "-m"] for path in shown)
+    assert shown_command("longclip_hf.training.train") == "python training/train.py"
 
 
 def test_the_commands_for_real_use_are_understood(tmp_path: Path) -> None:
